@@ -1,0 +1,238 @@
+package policy
+
+import (
+	"encoding/binary"
+	"hash/maphash"
+	"net/netip"
+	"slices"
+)
+
+// Change says what replacing one tree by another does to the connections of
+// the pods that either judges.
+type Change struct {
+	// Revokes: some connection that the old tree allowed, the new one denies.
+	Revokes bool
+	// Adds: some connection that the old tree denied, the new one allows.
+	Adds bool
+}
+
+func (c *Change) add(o Change) {
+	c.Revokes = c.Revokes || o.Revokes
+	c.Adds = c.Adds || o.Adds
+}
+
+// Compare finds out by comparing verdicts, not objects, so a policy that is
+// rewritten to mean the same is no change at all. Each direction is compared by
+// itself, so it may claim a change that the other direction hides; it never
+// misses one.
+//
+// The addresses of the world fall into few pairs (what one is to the old tree,
+// what it is to the new one), and connections between equal pairs change alike.
+// A judged pair whose rules are the same needs to be asked only about those
+// peers that the rules may see differently.
+func Compare(before, after *Tree) Change {
+	c := comparison{before: before, after: after, refs: map[[2]ref]Change{}}
+	c.collect()
+	for _, d := range Directions {
+		for rows := range c.judged[d] {
+			same := sameRules(before, after, rows)
+			for classes, moved := range c.peers {
+				if !same || moved {
+					c.found.add(c.verdicts(rows, classes))
+				}
+				if c.found.Revokes && c.found.Adds {
+					return c.found
+				}
+			}
+		}
+	}
+	return c.found
+}
+
+// comparison holds the distinct pairs, old first.
+type comparison struct {
+	before, after *Tree
+	judged        [2]map[[2]uint32]struct{} // rows, by Direction
+	peers         map[[2]uint32]bool        // classes; true: rules may see them differently
+	refs          map[[2]ref]Change
+	found         Change
+}
+
+func (c *comparison) collect() {
+	c.peers = map[[2]uint32]bool{}
+	c.judged = [2]map[[2]uint32]struct{}{{}, {}}
+	old, new := c.before.classHashes(), c.after.classHashes()
+	enter := func(o, n *endpoint) {
+		classes := [2]uint32{o.class, n.class}
+		if _, known := c.peers[classes]; !known {
+			c.peers[classes] = old[o.class] != new[n.class]
+		}
+		for _, d := range Directions {
+			c.judged[d][[2]uint32{o.row[d], n.row[d]}] = struct{}{}
+		}
+	}
+	address := func(a netip.Addr) {
+		c.exemptions(a)
+		enter(c.before.endpoint(a), c.after.endpoint(a))
+	}
+	for _, t := range [...]*Tree{c.before, c.after} {
+		for _, h := range t.classes.holdings {
+			address(h.addr)
+		}
+		for a := range t.nodes {
+			address(a)
+		}
+		for p := range t.regions.byPrefix.All() {
+			o, _ := c.before.regions.byPrefix.LookupPrefix(p)
+			n, _ := c.after.regions.byPrefix.LookupPrefix(p)
+			enter(&c.before.endpoints[o], &c.after.endpoints[n])
+		}
+	}
+	enter(&c.before.endpoints[0], &c.after.endpoints[0])
+}
+
+// exemptions looks at what no row says: a pod may talk to itself and its node.
+// Where an address changes hands in a way that matters to that, both are claimed.
+func (c *comparison) exemptions(a netip.Addr) {
+	o, n := c.before.addrs.pod(a), c.after.addrs.pod(a)
+	switch {
+	case o == nil && n == nil:
+		if !slices.Equal(c.before.nodes[a], c.after.nodes[a]) {
+			c.found = Change{Revokes: true, Adds: true}
+		}
+	case o == nil && c.before.Unknown(a):
+		c.found.Adds = true
+	case n == nil && c.after.Unknown(a):
+		c.found.Revokes = true
+	case o == nil && len(c.before.nodes[a]) > 0, n == nil && len(c.after.nodes[a]) > 0:
+		c.found = Change{Revokes: true, Adds: true} // the node's own pods gain or lose a right
+	case o != nil && n != nil && o.NodeName != n.NodeName:
+		c.found = Change{Revokes: true, Adds: true}
+	}
+}
+
+// verdicts compares two rows at two classes over all protocols and ports.
+func (c *comparison) verdicts(rows, classes [2]uint32) Change {
+	old := c.before.rowRef(rows[0], classes[0])
+	new := c.after.rowRef(rows[1], classes[1])
+	key := [2]ref{old, new}
+	found, known := c.refs[key]
+	if !known {
+		for s := range slots {
+			found.add(compareSpans(c.before.spans(old, s), c.after.spans(new, s)))
+		}
+		c.refs[key] = found
+	}
+	return found
+}
+
+func compareSpans(old, new []span) (c Change) {
+	for len(old) > 0 && len(new) > 0 {
+		was, is := old[0].to&refAllow != 0, new[0].to&refAllow != 0
+		c.Revokes = c.Revokes || was && !is
+		c.Adds = c.Adds || !was && is
+		end := min(old[0].last, new[0].last)
+		if old[0].last == end {
+			old = old[1:]
+		}
+		if new[0].last == end {
+			new = new[1:]
+		}
+	}
+	return c
+}
+
+// rowRef is judge without the port.
+func (t *Tree) rowRef(row, class uint32) ref {
+	if row < firstRow {
+		return t.fixed(row)
+	}
+	return t.rows.lookup(row, class)
+}
+
+// spans lists the answers of a ref for one slot.
+func (t *Tree) spans(r ref, s slot) []span {
+	if r&refPorts == 0 {
+		return []span{{65535, r}}
+	}
+	p := &t.rows.ports.programs[r&refIndex]
+	if s == slotOther {
+		return t.rows.ports.spans[p.start[s] : p.start[s]+1]
+	}
+	return t.rows.ports.spans[p.start[s]:p.start[s+1]]
+}
+
+// fingerprintSeed makes the hashes below unpredictable, so that nobody can
+// write two policies that collide.
+var fingerprintSeed = maphash.MakeSeed()
+
+// classHashes says of each class which peers contain it and which named ports
+// it has: equal hashes mean that equal rules see two classes alike.
+func (t *Tree) classHashes() []uint64 {
+	sums := make([]uint64, t.classes.count)
+	for i := range t.peers {
+		for _, m := range t.peers[i].pages {
+			for bit := range uint32(pageSize) {
+				if m.mask>>bit&1 == 1 {
+					sums[m.page*pageSize+bit] += t.peers[i].hash
+				}
+			}
+		}
+	}
+	for class, sig := range t.classes.ports {
+		sums[class] += maphash.Bytes(fingerprintSeed, portsKey(nil, t.classes.sigs[sig]))
+	}
+	return sums
+}
+
+// sameRules reports whether two rows were made from the same rules. Fixed rows
+// answer without rules.
+func sameRules(before, after *Tree, rows [2]uint32) bool {
+	if rows[0] < firstRow || rows[1] < firstRow {
+		return rows[0] == rows[1] && before.fixed(rows[0]) == after.fixed(rows[1])
+	}
+	return before.programs[rows[0]-firstRow].hash == after.programs[rows[1]-firstRow].hash
+}
+
+// fingerprint hashes what a program's verdicts depend on besides its peers'
+// members: the rules and who their peers are.
+func fingerprint(tiers []tier, peers []peer) uint64 {
+	var key []byte
+	for i := range tiers {
+		key = appendVerdict(key, tiers[i].otherwise)
+		key = binary.LittleEndian.AppendUint64(key, uint64(len(tiers[i].rules)))
+		for j := range tiers[i].rules {
+			key = tiers[i].rules[j].appendKey(key, peers)
+		}
+	}
+	return maphash.Bytes(fingerprintSeed, key)
+}
+
+func appendVerdict(key []byte, r ref) []byte {
+	if r != refNone && r != refPass {
+		r &= refAllow
+	}
+	return binary.LittleEndian.AppendUint32(key, uint32(r))
+}
+
+// appendKey spells a rule; lists are preceded by their length.
+func (r *boundRule) appendKey(key []byte, peers []peer) []byte {
+	key = appendVerdict(key, r.then)
+	for _, any := range [...]bool{r.anyPeer, r.anyPort} {
+		if any {
+			key = append(key, 1)
+		} else {
+			key = append(key, 0)
+		}
+	}
+	key = binary.LittleEndian.AppendUint32(key, uint32(len(r.peers)))
+	for _, p := range r.peers {
+		key = binary.LittleEndian.AppendUint64(key, peers[p].hash)
+	}
+	key = binary.LittleEndian.AppendUint32(key, uint32(len(r.ports)))
+	for _, p := range r.ports {
+		key = append(key, byte(p.protocol), byte(p.first>>8), byte(p.first), byte(p.last>>8), byte(p.last))
+		key = append(append(key, p.name...), 0)
+	}
+	return key
+}

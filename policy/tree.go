@@ -1,0 +1,187 @@
+package policy
+
+import (
+	"iter"
+	"net/netip"
+	"slices"
+)
+
+// Tree is a compiled Snapshot. It never changes, so any number of goroutines may
+// ask it, and a decision is a few array reads whatever the number of policies:
+//
+//	src ─▶ addrTable ─▶ endpoint{class, row} ─┐      ┌─ egress:  row(src) × class(dst) ─▶ ref ─▶ spans(port) ─┐
+//	                                          ├──────┤                                                        ├─▶ Decision
+//	dst ─▶ addrTable ─▶ endpoint{class, row} ─┘      └─ ingress: row(dst) × class(src) ─▶ ref ─▶ spans(port) ─┘
+//	        └ miss ─▶ regions (longest prefix)
+type Tree struct {
+	addrs     addrTable
+	endpoints []endpoint // the first ones by region: addresses that nobody holds
+	rows      *rowTable
+	outcomes  []Outcome
+	regions   *regions
+	nodes     map[netip.Addr][]string // address → node names, sorted
+
+	// What explaining and comparing need, and deciding does not.
+	policies  []*parsedPolicy
+	peers     []peer
+	programs  []*program // row-firstRow → program
+	classes   *classes
+	groups    *groups
+	conflicts []Conflict
+}
+
+// Decide judges a connection from src to dst. port is the destination port in
+// host byte order and is ignored for protocols without ports. It does not
+// allocate. Which connections are the same to it: those with equal src, dst,
+// protocol and port; no policy can see the source port.
+func (t *Tree) Decide(src, dst netip.Addr, protocol Protocol, port uint16) Decision {
+	s, d := t.endpoint(src), t.endpoint(dst)
+	if src == dst || s.row[Egress] == outcomeNode || d.row[Ingress] == outcomeNode {
+		if fixed, ok := t.exempt(src, dst, s, d); ok {
+			o := &t.outcomes[fixed]
+			return Decision{Verdict: o.Verdict, Direction: Ingress, Egress: o, Ingress: o}
+		}
+	}
+	sl := slotOf(protocol)
+	return t.decision(s, d, t.judge(s.row[Egress], d.class, sl, port), t.judge(d.row[Ingress], s.class, sl, port))
+}
+
+// exempt finds the connections that are allowed whatever the policies say: a
+// pod with itself (also through its own Service), a pod with its own node.
+func (t *Tree) exempt(src, dst netip.Addr, s, d *endpoint) (fixed uint32, ok bool) {
+	if src == dst && t.addrs.pod(src) != nil {
+		return outcomeSelf, true
+	}
+	if s.row[Egress] == outcomeNode && t.onNode(dst, src) || d.row[Ingress] == outcomeNode && t.onNode(src, dst) {
+		return outcomeNode, true
+	}
+	return 0, false
+}
+
+// onNode reports whether pod is the address of a pod that runs on the node
+// with the address node.
+func (t *Tree) onNode(pod, node netip.Addr) bool {
+	p := t.addrs.pod(pod)
+	return p != nil && p.NodeName != "" && slices.Contains(t.nodes[node], p.NodeName)
+}
+
+// judge asks one end's rules about the class of the other end.
+func (t *Tree) judge(row, class uint32, s slot, port uint16) ref {
+	if row < firstRow {
+		return t.fixed(row)
+	}
+	r := t.rows.lookup(row, class)
+	if r&refPorts != 0 {
+		r = t.rows.ports.lookup(r, s, port)
+	}
+	return r
+}
+
+// fixed is the answer of a row that has the same one for every peer.
+func (t *Tree) fixed(row uint32) ref {
+	if row == outcomeUnknownPod && t.outcomes[row].Verdict == Deny {
+		return ref(row)
+	}
+	return ref(row) | refAllow
+}
+
+// decision puts the two directions together: both must allow.
+func (t *Tree) decision(s, d *endpoint, egress, ingress ref) Decision {
+	out := Decision{Egress: &t.outcomes[egress&refIndex], Ingress: &t.outcomes[ingress&refIndex]}
+	switch {
+	case egress&refAllow == 0:
+		out.Direction = Egress
+	case ingress&refAllow == 0:
+		out.Direction = Ingress
+	default:
+		out.Verdict = Allow
+		out.Direction = lastSay(s, d)
+	}
+	return out
+}
+
+// lastSay is the direction that a decision to allow is reported for: the last
+// one in which a pod's rules, or their absence, were asked.
+func lastSay(s, d *endpoint) Direction {
+	asked := func(row uint32) bool { return row >= firstRow || row == outcomeNoPolicy }
+	if !asked(d.row[Ingress]) && asked(s.row[Egress]) {
+		return Egress
+	}
+	return Ingress
+}
+
+// endpoint never returns nil: an address that is not in the table belongs to
+// its region.
+func (t *Tree) endpoint(a netip.Addr) *endpoint {
+	n, ok := t.addrs.endpoint(a)
+	if !ok {
+		n = t.regions.of(a)
+	}
+	return &t.endpoints[n]
+}
+
+// Pod returns the pod that holds an address.
+func (t *Tree) Pod(a netip.Addr) (*Pod, bool) {
+	p := t.addrs.pod(a)
+	return p, p != nil
+}
+
+// Node returns the name of the node that has an address, unless a pod holds it.
+// A node that is only known through a host-network pod without spec.nodeName
+// has the name "".
+func (t *Tree) Node(a netip.Addr) (name string, ok bool) {
+	names, ok := t.nodes[a]
+	if !ok || t.addrs.pod(a) != nil {
+		return "", false
+	}
+	return names[len(names)-1], true
+}
+
+// Unknown reports whether an address is in this node's pod range, but no known
+// pod (and no node) holds it.
+func (t *Tree) Unknown(a netip.Addr) bool {
+	return t.endpoint(a).row[Egress] == outcomeUnknownPod
+}
+
+// Policed lists the addresses of the local pods that policies isolate in a
+// direction: only their packets need to be judged.
+func (t *Tree) Policed(d Direction) iter.Seq[netip.Addr] {
+	return func(yield func(netip.Addr) bool) {
+		for _, h := range t.classes.holdings {
+			if t.Isolated(h.addr, d) && !yield(h.addr) {
+				return
+			}
+		}
+	}
+}
+
+// Isolated reports whether an address is a local pod's that policies isolate in
+// a direction.
+func (t *Tree) Isolated(a netip.Addr, d Direction) bool {
+	return t.endpoint(a).row[d] >= firstRow
+}
+
+// Conflicts lists the addresses that several live pods claim, by address.
+func (t *Tree) Conflicts() []Conflict { return t.conflicts }
+
+// Stats says how big a tree is.
+type Stats struct {
+	Policies  int // that select a local pod
+	Addresses int // of pods and nodes
+	Classes   int
+	Programs  int // distinct sets of policies × direction
+	Cells     int // answers held in rows and pages
+	Spans     int // port runs
+}
+
+// Stats counts the parts of the tree.
+func (t *Tree) Stats() Stats {
+	return Stats{
+		Policies:  len(t.policies),
+		Addresses: len(t.classes.holdings) + len(t.nodes),
+		Classes:   int(t.classes.count),
+		Programs:  len(t.programs),
+		Cells:     len(t.rows.blocks) + len(t.rows.pages) + len(t.rows.cells),
+		Spans:     len(t.rows.ports.spans),
+	}
+}
