@@ -1,0 +1,87 @@
+package engine
+
+import (
+	"sync/atomic"
+
+	"github.com/netverdict/netverdict/policy"
+)
+
+const (
+	reasons    = int(policy.ReasonMalformed) + 1
+	verdicts   = 2
+	directions = 2
+)
+
+// counters are written by one worker and read by anybody.
+type counters struct {
+	decisions [directions][reasons][verdicts]atomic.Uint64
+	hits      atomic.Uint64 // flow cache
+	misses    atomic.Uint64
+	heldNow   atomic.Int64
+	held      atomic.Uint64
+	expired   atomic.Uint64 // held packets that were decided by their deadline
+}
+
+func (c *counters) decided(d *policy.Decision) {
+	o := d.Outcome()
+	c.decisions[d.Direction][o.Reason][d.Verdict].Add(1)
+}
+
+// Decisions counts decisions with one direction, reason and verdict.
+type Decisions struct {
+	Direction policy.Direction
+	Reason    policy.Reason
+	Verdict   policy.Verdict
+	Count     uint64
+}
+
+// Stats are running totals over all workers since the engine started.
+type Stats struct {
+	// Decisions that occurred, by direction, reason and verdict.
+	Decisions []Decisions
+	// CacheHits and CacheMisses of the flow cache.
+	CacheHits, CacheMisses uint64
+	// HeldNow is how many packets wait for their pod to become known; Held how
+	// many ever did; HoldExpired how many were decided without it.
+	HeldNow           int64
+	Held, HoldExpired uint64
+}
+
+// Decided returns how many decisions had a verdict.
+func (s Stats) Decided(v policy.Verdict) (n uint64) {
+	for _, d := range s.Decisions {
+		if d.Verdict == v {
+			n += d.Count
+		}
+	}
+	return n
+}
+
+// Stats may be called at any time from any goroutine.
+func (e *Engine) Stats() Stats {
+	var s Stats
+	for _, d := range policy.Directions {
+		for r := range reasons {
+			for v := range verdicts {
+				if n := e.count(d, r, v); n > 0 {
+					s.Decisions = append(s.Decisions, Decisions{d, policy.Reason(r), policy.Verdict(v), n})
+				}
+			}
+		}
+	}
+	for _, w := range e.workers {
+		s.CacheHits += w.counters.hits.Load()
+		s.CacheMisses += w.counters.misses.Load()
+		s.HeldNow += w.counters.heldNow.Load()
+		s.Held += w.counters.held.Load()
+		s.HoldExpired += w.counters.expired.Load()
+	}
+	return s
+}
+
+func (e *Engine) count(d policy.Direction, reason, verdict int) (n uint64) {
+	for _, w := range e.workers {
+		n += w.counters.decisions[d][reason][verdict].Load()
+	}
+	return n
+}

@@ -1,0 +1,288 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/netverdict/netverdict/engine/flow"
+	"github.com/netverdict/netverdict/engine/hook"
+	"github.com/netverdict/netverdict/engine/packet"
+	"github.com/netverdict/netverdict/engine/queue"
+	"github.com/netverdict/netverdict/policy"
+)
+
+// Marks writes verdicts into packet marks; hook.Marks does.
+type Marks interface {
+	// Verdict returns the mark old with a verdict given in an epoch in our bits.
+	Verdict(old uint32, v policy.Verdict, epoch uint32) uint32
+	// Decided reports whether a mark carries a verdict.
+	Decided(mark uint32) bool
+	// Clear returns the mark with our bits zero.
+	Clear(mark uint32) uint32
+}
+
+// Rules is the kernel's half of the engine; *hook.Hook is one. See there for
+// what each call does.
+type Rules interface {
+	Install(hook.Policed) error
+	Prepare(hook.Policed) error
+	Switch(revokes, adds bool) error
+	Epoch() uint32
+	Finish() error
+	Verify() (repaired bool, err error)
+	Remove() error
+}
+
+// Config wires an engine.
+type Config struct {
+	Rules   Rules
+	Marks   Marks
+	Sources []queue.Source // one worker each
+	// CacheSize is the number of decisions each worker's flow cache holds; 0
+	// turns it off.
+	CacheSize int
+	// RingSize is the number of flow records each worker can be ahead of the
+	// sinks; a power of two.
+	RingSize  int
+	Collector *flow.Collector
+	Log       flow.Filter
+	// HoldLimit and HoldTime bound how many packets of pods that are not known
+	// yet wait in each queue, and for how long. The sources' tick should be well
+	// below HoldTime.
+	HoldLimit int
+	HoldTime  time.Duration
+	// VerifyEvery is how often the installed rules are checked and, if somebody
+	// removed them, put back; 0 never.
+	VerifyEvery time.Duration
+	// KeepRules leaves the rules in place when the engine stops: new connections
+	// of policed pods then wait for the next agent, or are dropped (fail closed).
+	KeepRules bool
+	// Requested says, when ctx has ended, whether somebody asked the engine to
+	// stop; nil: always. Without a request the rules stay, as after a crash: a part
+	// that fails must not open the node.
+	Requested func() bool
+	Logger    *slog.Logger
+}
+
+// Engine judges packets by the tree it was last given.
+type Engine struct {
+	cfg     Config
+	by      atomic.Pointer[judgement]
+	workers []*worker
+
+	mu      sync.Mutex // serializes what changes the rules
+	running bool       // the rules are installed and stay so
+}
+
+// New makes an engine. Nothing happens before Run.
+func New(cfg Config) (*Engine, error) {
+	e := &Engine{cfg: cfg}
+	for _, s := range cfg.Sources {
+		c, err := newCache(cfg.CacheSize)
+		if err != nil {
+			return nil, fmt.Errorf("flow cache of %d entries: %w", cfg.CacheSize, err)
+		}
+		e.workers = append(e.workers, &worker{
+			by:      &e.by,
+			marks:   cfg.Marks,
+			source:  s,
+			decoder: packet.NewDecoder(),
+			cache:   c,
+			ring:    cfg.Collector.NewRing(cfg.RingSize),
+			log:     cfg.Log,
+			hold:    hold{limit: cfg.HoldLimit, atMost: cfg.HoldTime},
+		})
+	}
+	return e, nil
+}
+
+// Run enforces a first tree, calls ready once it does, and goes on until ctx
+// ends or a part fails; a part that fails ends the whole, so that nothing keeps
+// running without enforcing. Before it returns it removes the rules, if it was
+// asked to stop and not to keep them, and answers what is left in the queues.
+func (e *Engine) Run(ctx context.Context, first *policy.Tree, ready func()) error {
+	e.by.Store(&judgement{tree: first, serial: 1})
+	stop, stopWorkers := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopWorkers()
+	workers, alive := e.startWorkers(stop)
+	err := e.install(first)
+	keep := false // what could not be installed is not enforcing anything
+	if err == nil {
+		ready()
+		err = e.watch(ctx, alive)
+		keep = e.cfg.KeepRules || !e.requested(ctx)
+	}
+	err = errors.Join(err, e.end(keep))
+	stopWorkers()
+	return errors.Join(err, workers.Wait())
+}
+
+func (e *Engine) requested(ctx context.Context) bool {
+	return ctx.Err() != nil && (e.cfg.Requested == nil || e.cfg.Requested())
+}
+
+// startWorkers runs the sources before any rule sends them packets. alive ends
+// when one of them does.
+func (e *Engine) startWorkers(stop context.Context) (workers *errgroup.Group, alive context.Context) {
+	workers, alive = errgroup.WithContext(stop)
+	for i, w := range e.workers {
+		workers.Go(func() error {
+			err := w.source.Run(alive, w)
+			if err == nil && stop.Err() == nil && alive.Err() == nil {
+				err = errors.New("ended although nobody asked it to")
+			}
+			if err != nil {
+				return fmt.Errorf("queue worker %d: %w", i, err)
+			}
+			return nil
+		})
+	}
+	return workers, alive
+}
+
+// verifyAttempts is how often in a row a verification may fail before the engine
+// ends: a busy machine or a lock that others hold must not cost enforcement, but
+// rules that are gone and cannot be put back do.
+const verifyAttempts = 3
+
+// watch waits for the end of ctx or of a worker, and looks after the rules
+// meanwhile.
+func (e *Engine) watch(ctx, alive context.Context) error {
+	var verify <-chan time.Time
+	if e.cfg.VerifyEvery > 0 {
+		t := time.NewTicker(e.cfg.VerifyEvery)
+		defer t.Stop()
+		verify = t.C
+	}
+	for failed := 0; ; {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-alive.Done():
+			return nil // the group has the error
+		case <-verify:
+		}
+		err := e.verify()
+		if err == nil {
+			failed = 0
+			continue
+		}
+		if failed++; failed == verifyAttempts {
+			return err
+		}
+		e.cfg.Logger.Error("it is not certain that the rules are in place; trying again", "error", err)
+	}
+}
+
+func (e *Engine) install(first *policy.Tree) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if err := e.cfg.Rules.Install(policed(first)); err != nil {
+		return fmt.Errorf("install rules: %w", err)
+	}
+	e.publish(first)
+	e.running = true
+	return nil
+}
+
+// publish makes a tree the one that every next packet is judged by, in the
+// present epoch of the rules.
+func (e *Engine) publish(t *policy.Tree) {
+	by := &judgement{tree: t, serial: e.by.Load().serial, epoch: e.cfg.Rules.Epoch()}
+	if t != e.by.Load().tree {
+		by.serial++
+	}
+	e.by.Store(by)
+	for _, w := range e.workers {
+		w.source.Wake() // packets on hold may be decided now
+	}
+}
+
+// ErrNotRunning is returned by Apply before Run has installed the rules and
+// after it has begun to end.
+var ErrNotRunning = errors.New("the engine is not running")
+
+// Apply replaces the tree. When it returns nil every packet from then on is
+// judged by the new one, and connections that it no longer allows are asked
+// about again with their next packet. On an error Apply may be called again; the
+// old tree stays in force, unless only the clean-up at the end failed. It must
+// not be called by several goroutines with trees of different age: the last one wins.
+//
+// The order makes it exact. First the sets learn the new addresses. Then one
+// atomic rule change starts a new epoch, with fresh decision sets where the
+// change requires it: verdicts of the old tree, still on their way, count for
+// their own packet, but the kernel no longer remembers them. Only then the tree
+// is swapped, so what the kernel does remember comes from the new one alone.
+func (e *Engine) Apply(t *policy.Tree) (policy.Change, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if !e.running {
+		return policy.Change{}, ErrNotRunning
+	}
+	change := policy.Compare(e.by.Load().tree, t)
+	if err := e.cfg.Rules.Prepare(policed(t)); err != nil {
+		return change, fmt.Errorf("prepare rules: %w", err)
+	}
+	if err := e.cfg.Rules.Switch(change.Revokes, change.Adds); err != nil {
+		return change, fmt.Errorf("switch rules: %w", err)
+	}
+	e.publish(t)
+	if err := e.cfg.Rules.Finish(); err != nil {
+		return change, fmt.Errorf("clean up after the switch: %w", err)
+	}
+	return change, nil
+}
+
+func (e *Engine) verify() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	repaired, err := e.cfg.Rules.Verify()
+	if err != nil {
+		return fmt.Errorf("verify rules: %w", err)
+	}
+	if repaired {
+		e.cfg.Logger.Warn("the rules were changed by somebody else and have been put back")
+		e.publish(e.by.Load().tree)
+	}
+	return nil
+}
+
+// end stops Apply and, unless told to keep them, removes the rules before the
+// queues lose their readers.
+func (e *Engine) end(keep bool) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.running = false
+	if keep {
+		return nil
+	}
+	if err := e.cfg.Rules.Remove(); err != nil {
+		return fmt.Errorf("remove rules: %w", err)
+	}
+	return nil
+}
+
+// Tree returns the tree in force and its serial, which counts the trees since
+// the engine started.
+func (e *Engine) Tree() (*policy.Tree, uint64) {
+	by := e.by.Load()
+	if by == nil {
+		return nil, 0
+	}
+	return by.tree, by.serial
+}
+
+func policed(t *policy.Tree) hook.Policed {
+	return hook.Policed{
+		Egress:  slices.Collect(t.Policed(policy.Egress)),
+		Ingress: slices.Collect(t.Policed(policy.Ingress)),
+	}
+}

@@ -1,0 +1,168 @@
+package flow
+
+import (
+	"encoding/json"
+	"net/netip"
+	"time"
+
+	"github.com/netverdict/netverdict/engine/packet"
+	"github.com/netverdict/netverdict/policy"
+)
+
+// Line is one line of the flow log; the package comment describes its fields.
+// When Lost is not 0 the line reports a loss, and only Time and Lost are set.
+type Line struct {
+	Time        time.Time        `json:"time"`
+	Verdict     policy.Verdict   `json:"verdict"`
+	Direction   policy.Direction `json:"direction"`
+	Reason      policy.Reason    `json:"reason"`
+	Protocol    policy.Protocol  `json:"protocol"`
+	Source      Endpoint         `json:"source"`
+	Destination Endpoint         `json:"destination"`
+	Policy      string           `json:"policy,omitempty"`
+	Rule        *int             `json:"rule,omitempty"`
+	IsolatedBy  []string         `json:"isolatedBy,omitempty"`
+	Egress      *OutcomeJSON     `json:"egress,omitempty"`
+	Ingress     *OutcomeJSON     `json:"ingress,omitempty"`
+	TCPFlags    TCPFlags         `json:"tcpFlags,omitempty"`
+	ICMP        *ICMP            `json:"icmp,omitempty"`
+	Malformed   packet.State     `json:"malformed,omitempty"` // never packet.OK
+	Cached      bool             `json:"cached,omitempty"`
+	Revision    uint64           `json:"revision,omitempty"`
+	Lost        uint64           `json:"lost,omitempty"`
+}
+
+// Endpoint is one end of a flow.
+type Endpoint struct {
+	IP        netip.Addr `json:"ip"`                  // invalid when the packet hid it
+	Port      uint16     `json:"port,omitempty"`      // host byte order
+	Namespace string     `json:"namespace,omitempty"` // with Pod: who held the address
+	Pod       string     `json:"pod,omitempty"`
+}
+
+// ICMP is the message's type and code.
+type ICMP struct {
+	Type uint8 `json:"type"`
+	Code uint8 `json:"code"`
+}
+
+// NewLine renders a record.
+func NewLine(r *Record) Line {
+	l := Line{
+		Time:        time.Unix(0, r.Time).UTC(),
+		Verdict:     r.Decision.Verdict,
+		Direction:   r.Decision.Direction,
+		Protocol:    r.Protocol,
+		Source:      newEndpoint(r.Src, r.SrcPort, r.Names),
+		Destination: newEndpoint(r.Dst, r.DstPort, r.Names),
+		Egress:      NewOutcome(r.Decision.Egress),
+		Ingress:     NewOutcome(r.Decision.Ingress),
+		Cached:      r.Cached,
+		Revision:    r.Revision,
+	}
+	decided := l.Egress
+	if l.Direction == policy.Ingress {
+		decided = l.Ingress
+	}
+	if decided != nil {
+		l.Reason, l.Policy, l.Rule, l.IsolatedBy = decided.Reason, decided.Policy, decided.Rule, decided.IsolatedBy
+	}
+	if r.Malformed != packet.OK && r.Malformed != packet.Undecoded {
+		l.Malformed = r.Malformed
+		return l // the packet's own fields were not read
+	}
+	switch r.Protocol {
+	case policy.TCP:
+		l.TCPFlags = TCPFlags(r.TCPFlags)
+	case policy.ICMP, policy.ICMPv6:
+		l.ICMP = &ICMP{Type: r.ICMPType, Code: r.ICMPCode}
+	}
+	return l
+}
+
+func newEndpoint(addr netip.Addr, port uint16, names Names) Endpoint {
+	e := Endpoint{IP: addr, Port: port}
+	if names != nil && addr.IsValid() {
+		if name, ok := names.Pod(addr); ok {
+			e.Namespace, e.Pod = name.Namespace, name.Name
+		}
+	}
+	return e
+}
+
+// MarshalJSON renders the line without its line feed.
+func (l Line) MarshalJSON() ([]byte, error) { return l.AppendJSON(nil), nil }
+
+var _ json.Marshaler = Line{}
+
+// AppendJSON appends the line, without line feed, to b. The text holds no
+// control characters and no invalid UTF-8, whatever the fields hold.
+func (l *Line) AppendJSON(b []byte) []byte {
+	b = append(b, '{')
+	if l.Lost > 0 {
+		b = appendUintField(b, "lost", l.Lost)
+		return append(l.appendTime(b), '}')
+	}
+	b = l.appendTime(b)
+	b = appendStringField(b, "verdict", l.Verdict.String())
+	b = appendStringField(b, "direction", l.Direction.String())
+	b = appendStringField(b, "reason", l.Reason.String())
+	b = appendStringField(b, "protocol", l.Protocol.String())
+	b = l.Source.appendJSON(appendKey(b, "source"))
+	b = l.Destination.appendJSON(appendKey(b, "destination"))
+	cause := OutcomeJSON{Policy: l.Policy, Rule: l.Rule, IsolatedBy: l.IsolatedBy}
+	b = cause.appendCause(b)
+	if l.Egress != nil {
+		b = l.Egress.appendJSON(appendKey(b, "egress"))
+	}
+	if l.Ingress != nil {
+		b = l.Ingress.appendJSON(appendKey(b, "ingress"))
+	}
+	return append(l.appendPacket(b), '}')
+}
+
+// appendPacket appends what is known of the packet beside its addresses.
+func (l *Line) appendPacket(b []byte) []byte {
+	if l.TCPFlags != 0 {
+		b = appendStringField(b, "tcpFlags", l.TCPFlags.String())
+	}
+	if l.ICMP != nil {
+		b = append(appendKey(b, "icmp"), '{')
+		b = appendUintField(b, "type", uint64(l.ICMP.Type))
+		b = appendUintField(b, "code", uint64(l.ICMP.Code))
+		b = append(b, '}')
+	}
+	if l.Malformed != 0 {
+		b = appendStringField(b, "malformed", l.Malformed.String())
+	}
+	if l.Cached {
+		b = append(appendKey(b, "cached"), "true"...)
+	}
+	if l.Revision != 0 {
+		b = appendUintField(b, "revision", l.Revision)
+	}
+	return b
+}
+
+func (l *Line) appendTime(b []byte) []byte {
+	b = append(appendKey(b, "time"), '"')
+	b = l.Time.UTC().AppendFormat(b, time.RFC3339Nano)
+	return append(b, '"')
+}
+
+func (e *Endpoint) appendJSON(b []byte) []byte {
+	b = append(b, '{')
+	if e.IP.IsValid() {
+		b = appendStringField(b, "ip", e.IP.String())
+	}
+	if e.Port != 0 {
+		b = appendUintField(b, "port", uint64(e.Port))
+	}
+	if e.Namespace != "" {
+		b = appendStringField(b, "namespace", e.Namespace)
+	}
+	if e.Pod != "" {
+		b = appendStringField(b, "pod", e.Pod)
+	}
+	return append(b, '}')
+}

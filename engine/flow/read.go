@@ -1,0 +1,64 @@
+package flow
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+
+	"github.com/netverdict/netverdict/engine/packet"
+)
+
+// maxLineLen bounds a line that is read, in bytes: an isolatedBy list of
+// thousands of policies fits, a file that is no flow log does not fill memory.
+const maxLineLen = 4 << 20
+
+// ParseLine reads one line as AppendJSON renders it. Fields it does not know
+// are skipped, so that a log of a newer version can be read.
+func ParseLine(b []byte) (Line, error) {
+	var l Line
+	if err := json.Unmarshal(b, &l); err != nil {
+		return Line{}, err
+	}
+	l.Time = l.Time.UTC()
+	if l.Time.IsZero() || l.Time.Year() < 0 || l.Time.Year() > 9999 {
+		return Line{}, errors.New("no usable time: not a flow log line")
+	}
+	if l.Lost > 0 {
+		return Line{Time: l.Time, Lost: l.Lost}, nil
+	}
+	if l.Malformed == packet.OK {
+		return Line{}, fmt.Errorf("malformed: %q is the state of a good packet", l.Malformed)
+	}
+	return l, nil
+}
+
+// ReadJSON reads a flow log. A line that cannot be parsed yields an error with
+// its number, and reading goes on with the next; empty lines are skipped. A
+// read error, or a line of more than 4 MiB, is yielded last.
+func ReadJSON(r io.Reader) iter.Seq2[Line, error] {
+	return func(yield func(Line, error) bool) {
+		s := bufio.NewScanner(r)
+		s.Buffer(nil, maxLineLen)
+		n := 0
+		for s.Scan() {
+			n++
+			if len(bytes.TrimSpace(s.Bytes())) == 0 {
+				continue
+			}
+			l, err := ParseLine(s.Bytes())
+			if err != nil {
+				err = fmt.Errorf("flow log line %d: %w", n, err)
+			}
+			if !yield(l, err) {
+				return
+			}
+		}
+		if err := s.Err(); err != nil {
+			yield(Line{}, fmt.Errorf("flow log line %d: %w", n+1, err))
+		}
+	}
+}

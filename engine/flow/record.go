@@ -1,0 +1,77 @@
+// Package flow carries what was decided off the packet path and shows it.
+//
+//	worker ──Push──▶ Ring ─┐
+//	worker ──Push──▶ Ring ─┼─▶ Collector ──▶ Sink (JSONLines on stdout, …)
+//	worker ──Push──▶ Ring ─┘
+//
+// A worker only ever copies a Record into its own Ring: no lock, no wait, no
+// allocation. When the ring is full, because a sink is slow or stdout blocks,
+// the record is lost and counted; packets never wait for the log. Names and
+// text are made by the sinks, for records that are kept.
+//
+// # Flow log lines
+//
+// Each line is one JSON object. Fields marked * are absent when they have
+// nothing to say; fields may be added, never renamed.
+//
+//	time         RFC 3339 with nanoseconds, UTC
+//	verdict      "allow" or "deny"
+//	direction    "egress" or "ingress": the direction that decided
+//	reason       why, in that direction: "policy", "default-deny", "no-policy", …
+//	protocol     "TCP", "UDP", "SCTP", "ICMP", "ICMPv6" or a number, as a string
+//	source       {ip*, port*, namespace*, pod*}
+//	destination  {ip*, port*, namespace*, pod*}
+//	policy*      "namespace/name", when reason is "policy"
+//	rule*        index in spec.ingress or spec.egress, when reason is "policy"
+//	isolatedBy*  list of "namespace/name", when reason is "default-deny"
+//	egress       {verdict, reason, policy*, rule*, isolatedBy*} of each direction
+//	ingress
+//	tcpFlags*    "SYN", "SYN,ACK", … for TCP
+//	icmp*        {type, code} for ICMP and ICMPv6
+//	malformed*   why the packet could not be decoded (packet.State)
+//	cached*      true when the answer came from the flow cache
+//	revision*    serial of the tree that decided
+//
+// A line {"lost": n, "time": …} says that n flows are missing from the log
+// before that time.
+package flow
+
+import (
+	"net/netip"
+
+	"github.com/netverdict/netverdict/engine/packet"
+	"github.com/netverdict/netverdict/policy"
+)
+
+// Record is one decided flow: plain values and pointers to immutable data, so
+// that copying it is all the packet path pays.
+type Record struct {
+	Time int64 // Unix time in nanoseconds
+
+	// Src and Dst are invalid when the packet was malformed before them.
+	Src, Dst         netip.Addr
+	SrcPort, DstPort uint16 // host byte order; 0 for protocols without ports
+	Protocol         policy.Protocol
+	TCPFlags         uint8 // as in packet.Packet; TCP only
+	ICMPType         uint8 // ICMP and ICMPv6 only
+	ICMPCode         uint8 // ICMP and ICMPv6 only
+
+	// Malformed is the state of the packet; OK and Undecoded (a record that was
+	// not made from a packet) leave nothing to show.
+	Malformed packet.State
+	// Cached says that the decision came from the flow cache.
+	Cached bool
+
+	Decision policy.Decision
+	// Names resolves the addresses when the record is rendered, as the tree that
+	// decided knew them. nil leaves them without names.
+	Names Names
+	// Revision is the serial of the tree that decided; 0 when none did.
+	Revision uint64
+}
+
+// Names tells which pod held an address; *policy.Tree does. It must be safe for
+// use from another goroutine than the packet path's.
+type Names interface {
+	Pod(netip.Addr) (*policy.Pod, bool)
+}

@@ -1,0 +1,218 @@
+package hook
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/netverdict/netverdict/policy"
+)
+
+// state is what a switch changes in the rules.
+type state struct {
+	epoch       uint32 // of the packet marks that the rules remember
+	generation  uint32 // of the connection marks that the rules believe
+	allow, deny side   // the sets that the rules use
+}
+
+// chain describes the rules of one family; render makes them from it.
+type chain struct {
+	family family
+	names  names
+	packet Marks
+	conn   Marks
+	state
+
+	queueNum, queueCount uint16
+	failOpen             bool
+	// 0 means that there is no such set.
+	allowTimeout, denyTimeout time.Duration
+}
+
+// rule is one rule; match and target are in the words of iptables(8).
+type rule struct {
+	chain   string
+	match   string
+	purpose Purpose
+	target  string
+}
+
+// spec is the rule as -A, -D and -I want it after the name of the chain.
+func (r rule) spec() string {
+	spec := fmt.Sprintf("-m comment --comment %s%s %s", commentPrefix, r.purpose, r.target)
+	if r.match != "" {
+		spec = r.match + " " + spec
+	}
+	return spec
+}
+
+// jump is the rule in POSTROUTING.
+func (c *chain) jump() rule {
+	return rule{postrouting, "", PurposeJump, "-j " + c.names.base()}
+}
+
+// rules lists the rules of all chains in order. The package comment explains
+// each one's place.
+func (c *chain) rules() []rule {
+	return slices.Concat(c.passRules(), c.unpolicedRules(), c.askRules(),
+		c.verdictRules(), c.allowRules(), c.denyRules())
+}
+
+// passRules let through what never needs to be asked about.
+func (c *chain) passRules() []rule {
+	in := c.names.base()
+	rules := []rule{
+		{in, "-m mark --mark " + c.packet.decided(), PurposeVerdict, "-g " + c.names.verdict()},
+		{in, "-m connmark --mark " + c.conn.exactly(policy.Allow, c.generation), PurposeEstablished, "-j RETURN"},
+		{in, "-m conntrack --ctdir REPLY -m connmark --mark " + c.conn.anyNumber(policy.Deny), PurposeDeniedReply, "-j DROP"},
+		{in, "-m conntrack --ctdir REPLY", PurposeReply, "-j RETURN"},
+		{in, "-m addrtype --src-type LOCAL", PurposeNode, "-j RETURN"},
+	}
+	if c.family == ipv6 {
+		// RFC 4861 sections 4 and 6.1 to 8.1: router solicitation to redirect, with
+		// a hop limit that shows that no router has passed them on.
+		for t := 133; t <= 137; t++ {
+			rules = append(rules, rule{in, fmt.Sprintf("-p ipv6-icmp -m icmp6 --icmpv6-type %d -m hl --hl-eq 255", t), PurposeNeighbour, "-j RETURN"})
+		}
+	}
+	return rules
+}
+
+// unpolicedRules let through what no policy is about. A flow that was cut while
+// one was must first be forgotten: its replies are dropped before they get here.
+func (c *chain) unpolicedRules() []rule {
+	in := c.names.base()
+	neither := fmt.Sprintf("-m set ! --match-set %s src -m set ! --match-set %s dst",
+		c.names.egress(c.family), c.names.ingress(c.family))
+	return []rule{
+		{in, c.icmpError() + " " + neither, PurposeNotPoliced, "-j RETURN"},
+		{in, "-m connmark --mark " + c.conn.anyNumber(policy.Deny) + " " + neither, PurposeFreed, "-j CONNMARK --set-xmark " + c.conn.cleared()},
+		{in, neither, PurposeNotPoliced, "-j RETURN"},
+	}
+}
+
+// askRules end in the queue.
+func (c *chain) askRules() []rule {
+	in := c.names.base()
+	rules := []rule{
+		{in, "-m conntrack --ctstate INVALID", PurposeInvalid, "-j DROP"},
+		{in, c.icmpError() + " -m connmark --mark " + c.conn.anyNumber(policy.Allow), PurposeICMPError, "-j RETURN"},
+	}
+	if c.denyTimeout != 0 {
+		rules = append(rules, rule{in, fmt.Sprintf("-m set --match-set %s %s", c.denySet(), key), PurposeDenySet, "-g " + c.names.deny()})
+	}
+	if c.allowTimeout != 0 {
+		rules = append(rules, rule{in, fmt.Sprintf("-m set --match-set %s %s", c.allowSet(), key), PurposeAllowSet, "-g " + c.names.allow()})
+	}
+	return append(rules, rule{in, "", PurposeQueue, c.queueTarget()})
+}
+
+// key is what a verdict depends on, in the order of hash:ip,port,ip: source
+// address, protocol and destination port, destination address.
+const key = "src,dst,dst"
+
+func (c *chain) queueTarget() string {
+	target := fmt.Sprintf("-j NFQUEUE --queue-num %d", c.queueNum)
+	if c.queueCount > 1 {
+		target = fmt.Sprintf("-j NFQUEUE --queue-balance %d:%d --queue-cpu-fanout", c.queueNum, c.queueNum+c.queueCount-1)
+	}
+	if c.failOpen {
+		target += " --queue-bypass"
+	}
+	return target
+}
+
+// verdictRules act on a verdict. Only one of the current epoch is remembered.
+// The set is filled here and not in the chain ALLOW, which packets found in the
+// set go through too: that would renew their entry, and the decision would never
+// be asked for again.
+func (c *chain) verdictRules() (rules []rule) {
+	in := c.names.verdict()
+	allowed := "-m mark --mark " + c.packet.exactly(policy.Allow, c.epoch)
+	denied := "-m mark --mark " + c.packet.exactly(policy.Deny, c.epoch)
+	// The node's own packets are never asked about, so a mark of theirs is no
+	// verdict. Some carry an accidental one: in struct sk_buff the mark shares its
+	// place with reserved_tailroom, which the kernel uses to build MLD reports.
+	rules = append(rules, rule{in, "-m addrtype --src-type LOCAL", PurposeNode, "-j RETURN"})
+	if c.allowTimeout != 0 {
+		rules = append(rules, rule{in, allowed, PurposeAllowKeep, keep(c.allowSet(), c.allowTimeout)})
+	}
+	rules = append(rules, rule{in, allowed, PurposeAllowed, "-g " + c.names.allow()})
+	if c.denyTimeout != 0 {
+		rules = append(rules, rule{in, denied, PurposeDenyKeep, keep(c.denySet(), c.denyTimeout)})
+	}
+	return append(rules,
+		rule{in, denied, PurposeDenied, "-g " + c.names.deny()},
+		// Both verdict bits set is nothing that we write: it is dropped as well.
+		rule{in, "-m mark ! --mark " + c.packet.anyNumber(policy.Allow), PurposeStaleDenied, "-j DROP"},
+		rule{in, "", PurposeStaleAllowed, "-j MARK --set-xmark " + c.packet.cleared()})
+}
+
+func keep(set string, timeout time.Duration) string {
+	return fmt.Sprintf("-j SET --add-set %s %s --exist --timeout %d", set, key, int(timeout/time.Second))
+}
+
+// allowRules end an allowed packet's way through our chains: after the last one
+// it goes on behind the jump. Here as in DENY, an ICMP error must not write the
+// connection mark: that is the mark of the flow which the error is about, and the
+// verdict is on the addresses of the error.
+func (c *chain) allowRules() []rule {
+	in := c.names.allow()
+	return []rule{
+		{in, "", PurposeAllowClear, "-j MARK --set-xmark " + c.packet.cleared()},
+		{in, c.icmpError(), PurposeICMPError, "-j RETURN"},
+		{in, "", PurposeAllowMark, "-j CONNMARK --set-xmark " + c.conn.exactly(policy.Allow, c.generation)},
+	}
+}
+
+func (c *chain) denyRules() []rule {
+	in := c.names.deny()
+	return []rule{
+		{in, c.icmpError(), PurposeDrop, "-j DROP"},
+		{in, "", PurposeDenyMark, "-j CONNMARK --set-xmark " + c.conn.exactly(policy.Deny, c.generation)},
+		{in, "", PurposeDrop, "-j DROP"},
+	}
+}
+
+// icmpError matches an ICMP error about a packet of some flow. Conntrack calls no
+// other ICMP packet RELATED.
+func (c *chain) icmpError() string {
+	return "-p " + c.family.icmp() + " -m conntrack --ctstate RELATED"
+}
+
+func (c *chain) allowSet() string { return c.names.allowSet(c.family, c.allow) }
+func (c *chain) denySet() string  { return c.names.denySet(c.family, c.deny) }
+
+const (
+	mangle      = "mangle"
+	postrouting = "POSTROUTING"
+)
+
+// hooking says what to do about the jump in POSTROUTING.
+type hooking struct {
+	remove []string // rules of POSTROUTING, as iptables-save prints them
+	insert bool     // a new one, in front of all other rules
+}
+
+// render returns the input of iptables-restore --noflush that makes our chains
+// contain exactly the rules described, in one transaction. Declaring a chain
+// makes or empties it; what is not mentioned stays as it is.
+func render(c *chain, h hooking) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "*%s\n", mangle)
+	for _, name := range c.names.chains() {
+		fmt.Fprintf(&b, ":%s - [0:0]\n", name)
+	}
+	for _, spec := range h.remove {
+		fmt.Fprintf(&b, "-D %s %s\n", postrouting, spec)
+	}
+	if h.insert {
+		fmt.Fprintf(&b, "-I %s 1 %s\n", postrouting, c.jump().spec())
+	}
+	for _, r := range c.rules() {
+		fmt.Fprintf(&b, "-A %s %s\n", r.chain, r.spec())
+	}
+	b.WriteString("COMMIT\n")
+	return b.String()
+}

@@ -1,0 +1,135 @@
+// Package hook decides which packets reach the queue, and makes the kernel
+// remember what was decided about them. It owns a few iptables chains in the
+// table mangle and a few ipsets, for IPv4 and for IPv6.
+//
+//	mangle POSTROUTING ──▶ NETVERDICT                                  (first rule)
+//
+//	 1  packet mark has a verdict ───────────────────────▶ NETVERDICT-VERDICT
+//	 2  connmark = allow, current generation ────────────▶ pass           established
+//	 3  reply direction, connmark = deny ────────────────▶ drop           denied-reply
+//	 4  reply direction ─────────────────────────────────▶ pass           reply
+//	 5  source address is the node's ────────────────────▶ pass           node
+//	 6  IPv6 neighbour discovery, hop limit 255 ─────────▶ pass           neighbour
+//	 7  neither end is policed: forget a connmark deny, ─▶ pass           freed, not-policed
+//	    but not for an ICMP error
+//	 8  belongs to no connection (INVALID) ──────────────▶ drop           invalid
+//	 9  ICMP error of a flow with connmark allow ────────▶ pass           icmp-error
+//	10  in the deny set ─────────────────────────────────▶ NETVERDICT-DENY
+//	11  in the allow set ────────────────────────────────▶ NETVERDICT-ALLOW
+//	12  NFQUEUE ─▶ user space ─▶ NF_REPEAT with a verdict in the packet mark ─▶ 1
+//
+//	NETVERDICT-VERDICT                              NETVERDICT-ALLOW
+//	  allow, current epoch: add to allow set          clear our packet mark
+//	                        ─▶ NETVERDICT-ALLOW       ICMP error: ─▶ pass
+//	  deny, current epoch:  add to deny set           connmark := allow, generation ─▶ pass
+//	                        ─▶ NETVERDICT-DENY      NETVERDICT-DENY
+//	  not allow: drop                                 ICMP error: drop
+//	  clear our packet mark ─▶ pass                   connmark := deny, generation
+//	                                                  drop
+//
+// "Pass" goes back to POSTROUTING behind the jump, so that rules of others still
+// apply. Last on each line is the purpose under which Counters counts it.
+//
+// POSTROUTING is where a packet has its final destination (after DNAT) and still
+// its own source (before SNAT), and where traffic of IPVS comes by, which avoids
+// FORWARD.
+//
+// # Why in this order
+//
+// 1 is first because of two packets of one flow that wait in the queue together.
+// The first verdict marks the connection; if rule 2 let the second packet pass
+// it would leave with our mark on it, for a tunnel device or somebody else's
+// rules to see. It costs established packets one comparison of a word.
+//
+// 2 keeps flows in the kernel in both directions, with one look at the
+// connection. It is not ESTABLISHED that counts: one-way UDP never is, and an
+// established flow may have to be judged again.
+//
+// 3 and 4 come before anything that may queue, as only the original direction is
+// ever judged: a reply judged as a flow of its own is the classic bug of this
+// design. A flow that was cut by a change of policy is cut in both directions,
+// whichever generation did it; therefore 3 comes before 4.
+//
+// 5: a node reaches its own pods, always (kubelet probes). A pod cannot claim
+// the node's IPv4 address, the kernel drops that as martian. IPv6 has no such
+// check: there the CNI plugin must keep pods from sending with foreign sources.
+//
+// 6: without neighbour discovery (ICMPv6 133 to 137) there is no IPv6. On bridges
+// that pass packets to ip6tables it comes by here. What a router has passed on has
+// lost the hop limit 255 and is no neighbour's (RFC 4861): it could carry data.
+//
+// 7 lets most packets of most nodes go. A connection that was cut while a policy
+// was about it loses its deny mark first: rule 3 would go on dropping its
+// replies. It comes after 4 because replies have source and destination swapped.
+//
+// 8: conntrack calls a packet INVALID that fits no connection, such as a late
+// segment of one that has ended. Judged by its addresses it might be taken for
+// the beginning of a flow in the wrong direction. kube-proxy and Calico drop
+// these too; here only those of policed pods are.
+//
+// 9: an ICMP error in the original direction, about a reply, is part of its flow,
+// even while that flow waits to be judged again. Errors in the reply direction
+// have passed at 4. Errors about other flows are judged by their own addresses.
+// Conntrack gives any error the connection that it quotes, and anybody can send
+// one; so whichever way an error goes, at 7, in ALLOW or in DENY, it never writes
+// the connection mark: it would free or cut a flow that it only talks about.
+// Connections that a conntrack helper expects (FTP data) need
+// no rule: the kernel gives them the mark of their parent.
+//
+// 10 before 11, though no key is in both unless a verdict was given twice within
+// an epoch: if so, deny wins. 10 leads to NETVERDICT-DENY and not straight to a
+// drop, so that a live flow of a kind already denied is cut in both directions.
+// Neither renews the timeout of the entry: after at most that time the policy is
+// asked again.
+//
+// # What the kernel remembers, and for how long
+//
+// A decision depends on source address, destination address, protocol and
+// destination port, and on nothing else; that is the key of the two sets
+// (hash:ip,port,ip), which are therefore exact. For ICMP the set has type and
+// code in place of the port, which asks more often than needed. The decoder must
+// find the same ports in a packet as the kernel does.
+//
+// Connection marks and packet marks differ in one bit (see Marks). Others copy the
+// connection mark into the packet mark (CONNMARK --restore-mark), ours included:
+// without that bit it would be taken for a verdict at 1, and a flow that was
+// revoked would go on.
+//
+// Numbers keep what was decided under one policy from being believed under the
+// next:
+//
+//	            written in       changes at            what is old then
+//	epoch       packet marks     every switch          is obeyed once, not remembered
+//	generation  connection marks switches that revoke  is asked again
+//	allow a/b   rules            switches that revoke  is emptied when no packet uses it
+//	deny a/b    rules            switches that add     is emptied when no packet uses it
+//
+// All of them change in the one transaction that replaces the rules, while the
+// old tree is still judging; see Switch for when that fails. A verdict of the
+// old tree that arrives after it has the old epoch: its packet is accepted or
+// dropped, once. Sending it to the queue again could go on for ever.
+//
+// Both numbers come round. An epoch lives in packet marks only, and those only
+// inside the system call that sends the verdict. A generation lives in
+// connections as long as they do: twice in each cycle, the marks of all
+// generations but the current one are cleared from the connection table.
+//
+// # Living with others
+//
+// Rules are replaced in place by iptables-restore --noflush. Deleting a base
+// chain of nf_tables would drop what waits in any queue of the namespace. Chains
+// and rules of others are never touched. The jump is put first by Install; Verify
+// does not mind if somebody else's rule has come before it since.
+//
+// Rules that iptables cannot express, in its own table, make it blind for the whole
+// table: every change then fails with an error that says so, and what is in force
+// stays.
+//
+// A flow that conntrack does not track (-j CT --notrack) is judged packet by
+// packet in both directions. When connection tracking begins with our rules, as
+// it may on a node without kube-proxy, the first packet seen of an old connection
+// decides which direction is the original one.
+//
+// A live UDP flow on which only the server still sends is not judged again until
+// the client sends: a reply has nothing that could be judged.
+package hook

@@ -1,0 +1,122 @@
+package hook
+
+import (
+	"fmt"
+	"net/netip"
+	"regexp"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// family is the IP version; everything exists once for each.
+type family uint8
+
+const (
+	ipv4 family = 4
+	ipv6 family = 6
+)
+
+func (f family) String() string { return fmt.Sprintf("IPv%d", uint8(f)) }
+
+// commands is how the names of the family's iptables commands begin.
+func (f family) commands() string {
+	if f == ipv6 {
+		return "ip6tables"
+	}
+	return "iptables"
+}
+
+// icmp is the name of the family's ICMP in rules.
+func (f family) icmp() string {
+	if f == ipv6 {
+		return "ipv6-icmp"
+	}
+	return "icmp"
+}
+
+// af is the address family, as ipset and conntrack want it.
+func (f family) af() uint8 {
+	if f == ipv6 {
+		return unix.AF_INET6
+	}
+	return unix.AF_INET
+}
+
+// familyOf returns the family of an address; an IPv4-mapped one is IPv4.
+func familyOf(a netip.Addr) family {
+	if a.Unmap().Is4() {
+		return ipv4
+	}
+	return ipv6
+}
+
+// side names one of the two sets of a kind, of which the rules use one.
+type side byte
+
+const (
+	sideA side = 'a'
+	sideB side = 'b'
+)
+
+func (s side) other() side {
+	if s == sideA {
+		return sideB
+	}
+	return sideA
+}
+
+// names makes the names of chains and sets from the prefix.
+type names struct{ prefix string }
+
+// maxPrefix leaves room for the longest suffix of a chain: names of chains have
+// at most 28 bytes (XT_EXTENSION_MAXNAMELEN in linux/netfilter/x_tables.h is 29,
+// with the final zero). Names of sets may have 31 (IPSET_MAXNAMELEN is 32).
+const maxPrefix = 28 - len("-VERDICT")
+
+var prefixPattern = regexp.MustCompile(`^[A-Z][A-Z0-9]*(-[A-Z0-9]+)*$`)
+
+func newNames(prefix string) (names, error) {
+	if len(prefix) > maxPrefix || !prefixPattern.MatchString(prefix) {
+		return names{}, fmt.Errorf("chain prefix %q: want at most %d capital letters, digits and single dashes, beginning with a letter",
+			prefix, maxPrefix)
+	}
+	return names{prefix}, nil
+}
+
+func (n names) base() string    { return n.prefix }
+func (n names) verdict() string { return n.prefix + "-VERDICT" }
+func (n names) allow() string   { return n.prefix + "-ALLOW" }
+func (n names) deny() string    { return n.prefix + "-DENY" }
+func (n names) probe() string   { return n.prefix + "-PROBE" }
+
+// chains lists the chains that the rules consist of.
+func (n names) chains() []string {
+	return []string{n.base(), n.verdict(), n.allow(), n.deny()}
+}
+
+func (n names) set(f family, kind string) string {
+	return fmt.Sprintf("%s%d-%s", strings.ToLower(n.prefix), uint8(f), kind)
+}
+
+func (n names) egress(f family) string  { return n.set(f, "egress") }
+func (n names) ingress(f family) string { return n.set(f, "ingress") }
+
+func (n names) allowSet(f family, s side) string { return n.set(f, "allow-"+string(rune(s))) }
+func (n names) denySet(f family, s side) string  { return n.set(f, "deny-"+string(rune(s))) }
+
+// probeSets are made and removed when the kernel is tried out.
+func (n names) probeSets(f family) (keys, addrs string) {
+	return n.set(f, "probe-key"), n.set(f, "probe-ip")
+}
+
+// sets lists the names of all sets of a family, whether they exist or not.
+func (n names) sets(f family) []string {
+	keys, addrs := n.probeSets(f)
+	return []string{
+		n.egress(f), n.ingress(f),
+		n.allowSet(f, sideA), n.allowSet(f, sideB),
+		n.denySet(f, sideA), n.denySet(f, sideB),
+		keys, addrs,
+	}
+}

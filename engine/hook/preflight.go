@@ -1,0 +1,127 @@
+package hook
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/netverdict/netverdict/policy"
+)
+
+// ErrPermission and ErrUnsupported are wrapped by the errors of Open when the
+// process lacks a privilege, or the kernel a feature.
+var (
+	ErrPermission  = errors.New("permission denied")
+	ErrUnsupported = errors.New("missing kernel feature")
+)
+
+// checkPrivilege says early and clearly what would fail in many places.
+func checkPrivilege() error {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&header, &data[0]); err != nil {
+		return fmt.Errorf("read the capabilities of this process: %w", err)
+	}
+	if data[0].Effective&(1<<unix.CAP_NET_ADMIN) == 0 {
+		return fmt.Errorf("change packet filter rules: %w: need CAP_NET_ADMIN, running as uid %d (run as root, or add NET_ADMIN to the container's securityContext.capabilities)",
+			ErrPermission, os.Geteuid())
+	}
+	return nil
+}
+
+// feature is something of the kernel that a rule needs.
+type feature struct {
+	name   string
+	spec   string // a rule that uses it
+	use    string // what for
+	module string
+	option string // kernel option
+}
+
+// features lists what the rules of a chain need.
+func (c *chain) features() []feature {
+	keys, _ := c.names.probeSets(c.family)
+	fs := []feature{
+		{"comment match", "-m comment --comment probe", "to find the counters of rules", "xt_comment", "CONFIG_NETFILTER_XT_MATCH_COMMENT"},
+		{"mark match", "-m mark --mark " + c.packet.decided(), "to read verdicts", "xt_mark", "CONFIG_NETFILTER_XT_MARK"},
+		{"MARK target", "-j MARK --set-xmark " + c.packet.cleared(), "to hide verdicts", "xt_mark", "CONFIG_NETFILTER_XT_MARK"},
+		{"connmark match", "-m connmark --mark " + c.conn.anyNumber(policy.Allow), "to keep allowed flows in the kernel", "xt_connmark", "CONFIG_NETFILTER_XT_CONNMARK"},
+		{"CONNMARK target", "-j CONNMARK --set-xmark " + c.conn.cleared(), "to keep allowed flows in the kernel", "xt_connmark", "CONFIG_NETFILTER_XT_CONNMARK"},
+		{"conntrack match", "-m conntrack --ctdir REPLY", "to tell replies from requests", "xt_conntrack", "CONFIG_NETFILTER_XT_MATCH_CONNTRACK"},
+		{"addrtype match", "-m addrtype --src-type LOCAL", "to let the node's own traffic pass", "xt_addrtype", "CONFIG_NETFILTER_XT_MATCH_ADDRTYPE"},
+		{"set match", fmt.Sprintf("-m set --match-set %s %s", keys, key), "to find packets of isolated pods", "xt_set", "CONFIG_NETFILTER_XT_SET"},
+		{"SET target", fmt.Sprintf("-j SET --add-set %s %s --exist --timeout 1", keys, key), "to remember verdicts", "xt_set", "CONFIG_NETFILTER_XT_SET"},
+		{"NFQUEUE target", c.queueTarget(), "to ask for verdicts", "xt_NFQUEUE", "CONFIG_NETFILTER_XT_TARGET_NFQUEUE"},
+	}
+	if c.family == ipv6 {
+		fs = append(fs,
+			feature{"icmp6 match", "-p ipv6-icmp -m icmp6 --icmpv6-type 133", "to let neighbour discovery pass", "ip6_tables", "CONFIG_IP6_NF_IPTABLES"},
+			feature{"hl match", "-m hl --hl-eq 255", "to tell neighbour discovery from what was routed", "xt_hl", "CONFIG_NETFILTER_XT_MATCH_HL"})
+	}
+	return fs
+}
+
+// probe tries what the rules need in a chain of the real table that nothing
+// jumps to, and removes it again. All that is missing is named together.
+func (s *stack) probe() (err error) {
+	// What cannot be read cannot be removed again.
+	if _, err := s.tables.read(); err != nil {
+		return err
+	}
+	keys, addrs := s.names.probeSets(s.family)
+	defer func() { err = errors.Join(err, s.removeProbe()) }()
+	err = errors.Join(
+		s.sets.ensure(s.keySpec(keys, true)),
+		s.sets.ensure(s.addrSpec(addrs)))
+	if err != nil {
+		return fmt.Errorf("%v: %w: %w", s.family, ErrUnsupported, err)
+	}
+	if err := (connmarks{s.family, s.conn}).try(); err != nil {
+		return fmt.Errorf("%v: %w: %w", s.family, ErrUnsupported, err)
+	}
+	features := s.features()
+	if s.tables.apply(s.probeInput(features)) == nil {
+		return nil
+	}
+	return s.probeEach(features)
+}
+
+func (s *stack) probeEach(features []feature) error {
+	var missing []error
+	for _, f := range features {
+		if err := s.tables.apply(s.probeInput([]feature{f})); err != nil {
+			missing = append(missing, fmt.Errorf("%s, needed %s: load the module %s or enable the kernel option %s: %w",
+				f.name, f.use, f.module, f.option, err))
+		}
+	}
+	if len(missing) == 0 { // each works alone: it was the table or its lock, and is over
+		return nil
+	}
+	hint := "; Debian has the modules in the package linux-image, Ubuntu in linux-modules-extra, RHEL in kernel-modules-extra"
+	if s.tables.backend == NFT {
+		hint += "; all of them also need CONFIG_NFT_COMPAT"
+	}
+	return fmt.Errorf("%v: %w%s:\n%w", s.tables, ErrUnsupported, hint, errors.Join(missing...))
+}
+
+func (s *stack) probeInput(features []feature) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "*%s\n:%s - [0:0]\n", mangle, s.names.probe())
+	for _, f := range features {
+		fmt.Fprintf(&b, "-A %s %s\n", s.names.probe(), f.spec)
+	}
+	b.WriteString("COMMIT\n")
+	return b.String()
+}
+
+func (s *stack) removeProbe() error {
+	have, err := s.tables.read()
+	if err == nil {
+		err = s.tables.removeChains(&have, []string{s.names.probe()})
+	}
+	keys, addrs := s.names.probeSets(s.family)
+	return errors.Join(err, s.sets.destroy(keys), s.sets.destroy(addrs))
+}

@@ -1,0 +1,36 @@
+package hook
+
+// Purpose names what a rule is for. Each rule carries it in a comment, by which
+// its counters are found again.
+type Purpose string
+
+// The purposes of rules, in the order in which a packet meets them.
+const (
+	PurposeJump         Purpose = "jump"           // POSTROUTING to our chain
+	PurposeVerdict      Purpose = "verdict"        // the packet comes back with a verdict
+	PurposeEstablished  Purpose = "established"    // the flow is allowed
+	PurposeDeniedReply  Purpose = "denied-reply"   // reply of a flow that was cut
+	PurposeReply        Purpose = "reply"          // reply direction
+	PurposeNode         Purpose = "node"           // sent by the node itself
+	PurposeNeighbour    Purpose = "neighbour"      // IPv6 neighbour discovery
+	PurposeFreed        Purpose = "freed"          // forget that a flow was cut: no policy is about it now
+	PurposeNotPoliced   Purpose = "not-policed"    // neither end is isolated
+	PurposeInvalid      Purpose = "invalid"        // belongs to no connection
+	PurposeICMPError    Purpose = "icmp-error"     // error about an allowed flow, or allowed itself
+	PurposeDenySet      Purpose = "deny-set"       // denied by a verdict of the same kind
+	PurposeAllowSet     Purpose = "allow-set"      // allowed by a verdict of the same kind
+	PurposeQueue        Purpose = "queue"          // asked
+	PurposeAllowKeep    Purpose = "allow-keep"     // verdict allow into the allow set
+	PurposeAllowed      Purpose = "allowed"        // verdict allow
+	PurposeDenyKeep     Purpose = "deny-keep"      // verdict deny into the deny set
+	PurposeDenied       Purpose = "denied"         // verdict deny
+	PurposeStaleDenied  Purpose = "stale-denied"   // verdict deny of an earlier epoch
+	PurposeStaleAllowed Purpose = "stale-allowed"  // verdict allow of an earlier epoch
+	PurposeAllowMark    Purpose = "allow-connmark" // remember allow on the connection
+	PurposeAllowClear   Purpose = "allow-clear"    // hide our packet mark
+	PurposeDenyMark     Purpose = "deny-connmark"  // remember deny on the connection
+	PurposeDrop         Purpose = "drop"           // end of a denied packet
+)
+
+// commentPrefix makes our comments recognizable to people.
+const commentPrefix = "netverdict:"

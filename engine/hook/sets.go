@@ -1,0 +1,213 @@
+package hook
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+// The types of our sets, see ipset(8).
+const (
+	keyType  = "hash:ip,port,ip" // what verdicts depend on
+	addrType = "hash:ip"         // addresses of isolated pods
+)
+
+// maxAddrs bounds the sets of addresses far above what a node can have.
+const maxAddrs = 1 << 20
+
+// sets manages ipsets in the namespace in which it was opened.
+type sets struct{ handle *netlink.Handle }
+
+func openSets() (*sets, error) {
+	h, err := netlink.NewHandle(unix.NETLINK_NETFILTER)
+	if err != nil {
+		return nil, fmt.Errorf("open a netlink socket for ipset: %w (kernel option CONFIG_NETFILTER_NETLINK)", err)
+	}
+	return &sets{h}, nil
+}
+
+// setSpec describes one set.
+type setSpec struct {
+	name     string
+	typename string
+	family   family
+	timeout  time.Duration // of entries by default; 0 for a set without timeouts
+	counters bool
+	maxElem  uint32
+}
+
+func (s *sets) create(spec setSpec) error {
+	opts := netlink.IpsetCreateOptions{
+		Family:      spec.family.af(),
+		Counters:    spec.counters,
+		MaxElements: spec.maxElem,
+	}
+	if spec.timeout != 0 {
+		seconds := uint32(spec.timeout / time.Second)
+		opts.Timeout = &seconds
+	}
+	if err := s.handle.IpsetCreate(spec.name, spec.typename, opts); err != nil {
+		return fmt.Errorf("create ipset %s (%s): %w", spec.name, spec.typename, explainSet(err))
+	}
+	return nil
+}
+
+// ensure makes a set or adopts one that has the type and family.
+func (s *sets) ensure(spec setSpec) error {
+	have, err := s.list(spec.name)
+	switch {
+	case err != nil:
+		return err
+	case have == nil:
+		return s.create(spec)
+	case have.TypeName != spec.typename || have.Family != spec.family.af():
+		return fmt.Errorf("ipset %s exists, but is no %s of %v: destroy it, or choose another prefix",
+			spec.name, spec.typename, spec.family)
+	}
+	return nil
+}
+
+// renew makes sure that a set which no rule uses exists as described and is
+// empty.
+func (s *sets) renew(spec setSpec) error {
+	have, err := s.list(spec.name)
+	if err != nil {
+		return err
+	}
+	if have != nil && !spec.describes(have) {
+		if err := s.destroy(spec.name); err != nil {
+			return err
+		}
+		have = nil
+	}
+	if have == nil {
+		return s.create(spec)
+	}
+	return s.empty(spec.name)
+}
+
+func (spec *setSpec) describes(have *netlink.IPSetResult) bool {
+	return have.TypeName == spec.typename && have.Family == spec.family.af() &&
+		have.MaxElements == spec.maxElem && (have.Timeout != nil) == (spec.timeout != 0) &&
+		(have.CadtFlags&nl.IPSET_FLAG_WITH_COUNTERS != 0) == spec.counters
+}
+
+// empty flushes a set and makes sure that it is empty then.
+func (s *sets) empty(name string) error {
+	if err := s.handle.IpsetFlush(name); err != nil {
+		return fmt.Errorf("flush ipset %s: %w", name, explainSet(err))
+	}
+	have, err := s.list(name)
+	if err != nil {
+		return err
+	}
+	if have != nil && have.NumEntries != 0 {
+		return fmt.Errorf("ipset %s has %d entries after a flush: somebody else fills it", name, have.NumEntries)
+	}
+	return nil
+}
+
+// list returns a set with its entries, or nil if there is none.
+func (s *sets) list(name string) (*netlink.IPSetResult, error) {
+	have, err := s.handle.IpsetList(name)
+	if errors.Is(err, unix.ENOENT) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list ipset %s: %w", name, explainSet(err))
+	}
+	return have, nil
+}
+
+// busyWait is how long destroy waits for the kernel to let go of a set: nf_tables
+// frees deleted rules later, in the background (nf_tables_trans_destroy_work in
+// net/netfilter/nf_tables_api.c).
+const busyWait = 5 * time.Second
+
+// destroy removes a set, if there is one.
+func (s *sets) destroy(name string) error {
+	for deadline, pause := time.Now().Add(busyWait), time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
+		err := s.handle.IpsetDestroy(name)
+		if err == nil || errors.Is(err, unix.ENOENT) {
+			return nil
+		}
+		if !errors.Is(err, nl.IPSetError(nl.IPSET_ERR_BUSY)) || time.Now().After(deadline) {
+			return fmt.Errorf("destroy ipset %s: %w", name, explainSet(err))
+		}
+		time.Sleep(pause)
+	}
+}
+
+// addrs returns the addresses in a set of addresses.
+func (s *sets) addrs(name string) (map[netip.Addr]struct{}, error) {
+	have, err := s.list(name)
+	if err != nil {
+		return nil, err
+	}
+	if have == nil {
+		return nil, fmt.Errorf("ipset %s is gone", name)
+	}
+	addrs := make(map[netip.Addr]struct{}, len(have.Entries))
+	for _, e := range have.Entries {
+		if a, ok := netip.AddrFromSlice(e.IP); ok {
+			addrs[a] = struct{}{}
+		}
+	}
+	return addrs, nil
+}
+
+func (s *sets) add(name string, a netip.Addr) error {
+	err := s.handle.IpsetAdd(name, &netlink.IPSetEntry{IP: a.AsSlice(), Replace: true})
+	if err != nil {
+		return fmt.Errorf("add %v to ipset %s: %w", a, name, explainSet(err))
+	}
+	return nil
+}
+
+func (s *sets) remove(name string, a netip.Addr) error {
+	// Replace means not to complain about an address that is not there.
+	err := s.handle.IpsetDel(name, &netlink.IPSetEntry{IP: a.AsSlice(), Replace: true})
+	if err != nil {
+		return fmt.Errorf("remove %v from ipset %s: %w", a, name, explainSet(err))
+	}
+	return nil
+}
+
+func (s *sets) close() { s.handle.Close() }
+
+// explainSet adds the likely fix to an error of ipset.
+func explainSet(err error) error {
+	switch {
+	case errors.Is(err, unix.EPERM):
+		return fmt.Errorf("%w (need CAP_NET_ADMIN)", err)
+	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.EOPNOTSUPP):
+		return fmt.Errorf("%w (is the module ip_set loaded? kernel option CONFIG_IP_SET)", err)
+	case errors.Is(err, nl.IPSetError(nl.IPSET_ERR_FIND_TYPE)):
+		return fmt.Errorf("%w (load the modules ip_set_hash_ip and ip_set_hash_ipportip; kernel options CONFIG_IP_SET_HASH_IP, CONFIG_IP_SET_HASH_IPPORTIP)", err)
+	case errors.Is(err, nl.IPSetError(nl.IPSET_ERR_BUSY)):
+		return fmt.Errorf("%w (a rule of somebody else uses it: iptables-save, iptables-legacy-save and nft list ruleset show which)", err)
+	}
+	return err
+}
+
+// awaitPackets returns when every packet that was on its way through the rules
+// has left them. nf_tables does not wait for packets that still walk the rules
+// it replaced; what they add to a retired set must come before its flush.
+// MEMBARRIER_CMD_GLOBAL is synchronize_rcu() (kernel/sched/membarrier.c), and
+// rules are walked under rcu_read_lock. It is missing on CPUs without a timer
+// tick (nohz_full); there, time does nearly the same.
+func awaitPackets() {
+	if _, _, errno := unix.Syscall(unix.SYS_MEMBARRIER, membarrierGlobal, 0, 0); errno != 0 {
+		time.Sleep(packetTime)
+	}
+}
+
+const (
+	membarrierGlobal = 1 // MEMBARRIER_CMD_GLOBAL in linux/membarrier.h
+	packetTime       = 20 * time.Millisecond
+)

@@ -1,0 +1,231 @@
+package engine_test
+
+import (
+	"bufio"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/netverdict/netverdict/bench/netlab"
+)
+
+// stream is a connection on which both ends send lines all the time, numbers, and
+// read what the other sends. Over TCP none may be missing.
+type stream struct {
+	t        *testing.T
+	name     string
+	tcp      bool
+	conns    [2]net.Conn // client, server
+	received [2]struct {
+		lines atomic.Int64
+		at    atomic.Int64 // Unix nanoseconds of the last one
+	}
+	wg sync.WaitGroup
+}
+
+const beat = 2 * time.Millisecond
+
+// openStreams opens a TCP and a UDP stream over each family; the test ends them.
+func openStreams(t *testing.T, from, to *netlab.Host) (all []*stream) {
+	t.Helper()
+	families(to, func(_ string, a netip.Addr) { all = append(all, openTCP(t, from, to, a), openUDP(t, from, to, a)) })
+	for _, s := range all {
+		s.start()
+	}
+	return all
+}
+
+func openTCP(t *testing.T, from, to *netlab.Host, addr netip.Addr) *stream {
+	t.Helper()
+	l, err := to.Listen("tcp", netip.AddrPortFrom(addr, 0).String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	s := &stream{t: t, name: fmt.Sprintf("TCP %s>%s", from.Name(), addr), tcp: true}
+	if s.conns[0], err = from.DialContext(within(t, patience), "tcp", l.Addr().String()); err != nil {
+		t.Fatal(err)
+	}
+	if s.conns[1], err = l.Accept(); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// openUDP sends the first datagram, so that the client began the flow.
+func openUDP(t *testing.T, from, to *netlab.Host, addr netip.Addr) *stream {
+	t.Helper()
+	server, err := to.ListenPacket("udp", netip.AddrPortFrom(addr, 0).String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	client, err := from.DialContext(within(t, patience), "udp", server.LocalAddr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := client.Write([]byte("hello\n")); err != nil {
+		t.Fatal(err)
+	}
+	stop := context.AfterFunc(within(t, patience), func() { server.Close() })
+	defer stop()
+	_, peer, err := server.ReadFrom(make([]byte, 8))
+	if err != nil {
+		t.Fatalf("the first datagram of %s: %v", from.Name(), err)
+	}
+	return &stream{t: t, name: fmt.Sprintf("UDP %s>%s", from.Name(), addr), conns: [2]net.Conn{client, replier{server.(*net.UDPConn), peer}}}
+}
+
+// replier is the server's end of a UDP flow.
+type replier struct {
+	*net.UDPConn
+	peer net.Addr
+}
+
+func (r replier) Write(b []byte) (int, error) { return r.WriteTo(b, r.peer) }
+
+func (s *stream) start() {
+	s.t.Helper()
+	for end := range s.conns {
+		s.wg.Go(func() { s.send(s.conns[end]) })
+		s.wg.Go(func() { s.receive(end) })
+	}
+	s.t.Cleanup(s.close)
+	s.awaitLines(10)
+}
+
+func (s *stream) close() {
+	for _, c := range s.conns {
+		if tcp, ok := c.(*net.TCPConn); ok {
+			_ = tcp.SetLinger(0) // a cut connection cannot end in order
+		}
+		c.Close()
+	}
+	s.wg.Wait()
+}
+
+func (s *stream) send(c net.Conn) {
+	for n := 0; ; n++ {
+		if _, err := fmt.Fprintln(c, n); errors.Is(err, net.ErrClosed) || err != nil && s.tcp {
+			return
+		}
+		time.Sleep(beat)
+	}
+}
+
+func (s *stream) receive(end int) {
+	r := &s.received[end]
+	lines := bufio.NewScanner(s.conns[end])
+	for lines.Scan() {
+		if want := fmt.Sprint(r.lines.Load()); s.tcp && lines.Text() != want {
+			s.t.Errorf("%s: end %d got line %q, want %q", s.name, end, lines.Text(), want)
+		}
+		r.at.Store(time.Now().UnixNano())
+		r.lines.Add(1)
+	}
+}
+
+// awaitLines waits until both ends have received so many more lines.
+func (s *stream) awaitLines(more int64) {
+	s.t.Helper()
+	for end := range s.conns {
+		r := &s.received[end]
+		want := r.lines.Load() + more
+		eventually(s.t, fmt.Sprintf("%s: %d more lines at end %d", s.name, more, end), func() bool { return r.lines.Load() >= want })
+	}
+}
+
+// last is when a line was received the last time, at either end.
+func (s *stream) last() time.Time {
+	return time.Unix(0, max(s.received[0].at.Load(), s.received[1].at.Load()))
+}
+
+// exchange sends something to an echo server and waits for it to come back.
+func exchange(c net.Conn, limit time.Duration) error {
+	if err := c.SetDeadline(time.Now().Add(limit)); err != nil {
+		return err
+	}
+	if _, err := c.Write([]byte("hello")); err != nil {
+		return err
+	}
+	_, err := io.ReadFull(c, make([]byte, 5))
+	return err
+}
+
+// datagrams is a UDP flow of numbers in one direction.
+type datagrams struct {
+	t        *testing.T
+	name     string
+	sent     atomic.Uint64
+	received atomic.Uint64
+	stop     context.CancelFunc
+	sender   sync.WaitGroup
+}
+
+func openDatagrams(t *testing.T, from, to *netlab.Host, addr netip.Addr) *datagrams {
+	t.Helper()
+	in, err := to.ListenPacket("udp", netip.AddrPortFrom(addr, 0).String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := from.DialContext(within(t, patience), "udp", in.LocalAddr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	d := &datagrams{t: t, name: fmt.Sprintf("datagrams %s>%s", from.Name(), addr), stop: stop}
+	d.sender.Go(func() { d.send(ctx, out) })
+	var receiver sync.WaitGroup
+	receiver.Go(func() { d.receive(in) })
+	t.Cleanup(func() {
+		stop()
+		d.sender.Wait()
+		out.Close()
+		in.Close()
+		receiver.Wait()
+	})
+	return d
+}
+
+func (d *datagrams) send(ctx context.Context, c net.Conn) {
+	for ctx.Err() == nil {
+		if _, err := c.Write(binary.BigEndian.AppendUint64(nil, d.sent.Load())); err != nil {
+			d.t.Errorf("%s: %v", d.name, err)
+			return
+		}
+		d.sent.Add(1)
+		time.Sleep(beat)
+	}
+}
+
+func (d *datagrams) receive(c net.PacketConn) {
+	buf := make([]byte, 8)
+	for want := uint64(0); ; want++ {
+		if _, _, err := c.ReadFrom(buf); err != nil {
+			return
+		}
+		if got := binary.BigEndian.Uint64(buf); got != want {
+			d.t.Errorf("%s: got %d, want %d", d.name, got, want)
+			want = got
+		}
+		d.received.Add(1)
+	}
+}
+
+// demandAll stops the sender and checks that everything arrived.
+func (d *datagrams) demandAll() {
+	d.t.Helper()
+	d.stop()
+	d.sender.Wait()
+	eventually(d.t, fmt.Sprintf("%s: the last of %d", d.name, d.sent.Load()), func() bool { return d.received.Load() >= d.sent.Load() })
+	if d.sent.Load() < 20 {
+		d.t.Errorf("%s: only %d were sent: this tested little", d.name, d.sent.Load())
+	}
+}

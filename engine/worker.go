@@ -1,0 +1,120 @@
+package engine
+
+import (
+	"sync/atomic"
+	"time"
+
+	"github.com/netverdict/netverdict/engine/flow"
+	"github.com/netverdict/netverdict/engine/packet"
+	"github.com/netverdict/netverdict/engine/queue"
+	"github.com/netverdict/netverdict/policy"
+)
+
+// judgement is what a worker judges by: a tree, its serial, and the epoch in
+// which the kernel may remember its verdicts. It never changes once published.
+type judgement struct {
+	tree   *policy.Tree
+	serial uint64
+	epoch  uint32
+}
+
+// worker judges the packets of one queue. Everything in it belongs to the
+// queue's thread, but for by, which Apply replaces, and the counters.
+type worker struct {
+	by       *atomic.Pointer[judgement]
+	marks    Marks
+	source   queue.Source
+	decoder  *packet.Decoder
+	packet   packet.Packet
+	cache    *cache
+	ring     *flow.Ring
+	log      flow.Filter
+	counters counters
+	hold     hold
+	now      int64 // Unix nanoseconds, read once per batch; 0 when not read yet
+}
+
+var (
+	_ queue.Handler = (*worker)(nil)
+	_ queue.Waker   = (*worker)(nil)
+	_ queue.Ticker  = (*worker)(nil)
+)
+
+// Handle judges one packet: the whole packet path.
+func (w *worker) Handle(q *queue.Packet) queue.Answer {
+	by := w.by.Load()
+	w.decoder.Decode(q.Payload, &w.packet)
+	if w.packet.State.Malformed() {
+		return w.malformed(by)
+	}
+	d, hit := w.decide(by)
+	if w.hold.wants(&d) && w.keep(q) {
+		return queue.Answer{Action: queue.Hold}
+	}
+	w.account(by, &w.packet, d, hit)
+	return w.answer(by, q.Mark, d.Verdict)
+}
+
+// decide asks the cache, then the tree.
+func (w *worker) decide(by *judgement) (d policy.Decision, hit bool) {
+	p := &w.packet
+	if w.cache == nil {
+		return by.tree.Decide(p.Src, p.Dst, p.Protocol, p.DstPort), false
+	}
+	key := keyOf(p)
+	if d, hit = w.cache.get(key, by.serial); hit {
+		w.counters.hits.Add(1)
+		return d, true
+	}
+	w.counters.misses.Add(1)
+	d = by.tree.Decide(p.Src, p.Dst, p.Protocol, p.DstPort)
+	w.cache.put(key, by.serial, d)
+	return d, false
+}
+
+// answer sends the packet through the hook again with the verdict in its mark,
+// so that the kernel remembers it. A packet that carries a verdict already has
+// been around: the rules that would act on it are gone, so it is answered for good.
+func (w *worker) answer(by *judgement, mark uint32, v policy.Verdict) queue.Answer {
+	if !w.marks.Decided(mark) {
+		return queue.Answer{Action: queue.Repeat, SetMark: true, Mark: w.marks.Verdict(mark, v, by.epoch)}
+	}
+	if v == policy.Allow {
+		return queue.Answer{Action: queue.Accept, SetMark: true, Mark: w.marks.Clear(mark)}
+	}
+	return queue.Answer{Action: queue.Drop}
+}
+
+var malformedOutcome = &policy.Outcome{Verdict: policy.Deny, Reason: policy.ReasonMalformed}
+
+// malformed drops a packet that cannot be decoded. It has no flow that the
+// kernel could remember.
+func (w *worker) malformed(by *judgement) queue.Answer {
+	d := policy.Decision{Verdict: policy.Deny, Egress: malformedOutcome, Ingress: malformedOutcome}
+	w.account(by, &w.packet, d, false)
+	return queue.Answer{Action: queue.Drop}
+}
+
+// account counts a decision and, if the flow log wants it, records it.
+func (w *worker) account(by *judgement, p *packet.Packet, d policy.Decision, hit bool) {
+	w.counters.decided(&d)
+	if !w.log.Keep(d.Verdict) {
+		return
+	}
+	if w.now == 0 {
+		w.now = time.Now().UnixNano()
+	}
+	w.ring.Push(&flow.Record{
+		Time: w.now,
+		Src:  p.Src, Dst: p.Dst, SrcPort: p.SrcPort, DstPort: p.DstPort,
+		Protocol: p.Protocol, TCPFlags: p.TCPFlags, ICMPType: p.ICMPType, ICMPCode: p.ICMPCode,
+		Malformed: p.State,
+		Cached:    hit,
+		Decision:  d,
+		Names:     by.tree,
+		Revision:  by.serial,
+	})
+}
+
+// BatchEnd forgets the time: the next batch reads it again.
+func (w *worker) BatchEnd() { w.now = 0 }
