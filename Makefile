@@ -1,0 +1,136 @@
+# netverdict. `make` alone prints what there is.
+#
+# Every target works on a new Debian 12 machine that has Go and make: what else
+# it needs, it installs (as root). Variables can be set on the command line:
+# make unit PKGS=./policy/...
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS += --no-print-directory --no-builtin-rules
+.NOTPARALLEL:            # targets that use the kernel or measure share one machine
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PKGS      ?= ./...
+FUZZTIME  ?= 10s
+BENCH     ?= .
+COUNT     ?= 6
+BENCHTIME ?= 1s
+BENCHFILE ?= bench/results/$(shell date -u +%Y-%m-%d)-$(shell git rev-parse --short HEAD 2>/dev/null || echo local).txt
+
+# What enforcing needs: iptables and ipset are run, ip and conntrack are for people
+# (and the demo). ca-certificates: Go fetches modules over HTTPS.
+DEPS      := iptables ipset iproute2 conntrack ca-certificates
+# What testing needs besides: the race detector is C.
+TEST_DEPS := gcc libc6-dev git nftables
+
+# One static binary, and one set of compiled packages for all but the race detector.
+export CGO_ENABLED := 0
+
+TOOL    := go tool -modfile=.ci/tools/go.mod
+RESULTS := bin/results
+
+# Every package is tested once. Those that start goroutines are tested under the
+# race detector, the pure ones without it. Those whose tests make network
+# namespaces are found by what they import. No cached result is taken where the go
+# command cannot see what a test depends on: the kernel, or (purity) go list.
+RACY    := ./engine/... ./kube/... ./bench/netlab/... ./cmd/...
+NETNS   := github.com/vishvananda/netns
+LIST     = $(shell go list -e $(1))
+# having(Prefix) is the packages of PKGS whose tests have functions of that name.
+having   = $(filter $(call LIST,$(PKGS)),$(call LIST,$(sort $(dir $(shell grep -rl '^func $(1)[A-Z_]' --include='*_test.go' .)))))
+TESTED   = $(sort $(foreach prefix,Test Fuzz Example,$(call having,$(prefix))))
+NETTESTS = $(patsubst %.test,%,$(call LIST,-test -f '{{range .Deps}}{{if eq . "$(NETNS)"}}{{$$.ImportPath}}{{end}}{{end}}' $(PKGS)))
+KERNEL   = $(filter $(NETTESTS),$(TESTED))
+RACE     = $(filter-out $(KERNEL),$(filter $(call LIST,$(RACY)),$(TESTED)))
+PURE     = $(filter-out $(KERNEL) $(call LIST,$(RACY)),$(TESTED))
+# none(what) is for an empty list: right for some PKGS, but of all packages there
+# are some of each kind, and an empty list means that go list failed.
+none = echo '$(1): no such package in $(PKGS)'; [[ '$(PKGS)' != ./... ]]
+
+# gotest(name, flags, packages) runs tests and keeps their results for `total`.
+define gotest
+	@mkdir -p $(RESULTS)
+	@rm -f $(RESULTS)/$(1).json
+	@if [[ -z "$(strip $(3))" ]]; then $(call none,$(1)); else \
+	$(TOOL) gotestsum --format pkgname --format-hide-empty-pkg --jsonfile $(RESULTS)/$(1).json -- $(2) $(3); fi
+endef
+
+# fuzz(time) finds the fuzz targets and runs each for that time.
+define fuzz
+	@packages='$(call having,Fuzz)'; \
+	if [[ -z "$$packages" ]]; then $(call none,fuzz); else .ci/fuzz $(1) $$packages; fi
+endef
+
+.PHONY: help demo build test deps deps-test check vet lint unit race integration control-plane fuzz fuzz-long bench benchstat bench-once total clean
+
+help: ## Print this
+	@echo "netverdict: make TARGET"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@echo "Variables: PKGS=$(PKGS) FUZZTIME=$(FUZZTIME) BENCH=$(BENCH) COUNT=$(COUNT) BENCHTIME=$(BENCHTIME)"
+
+demo: deps build ## See it work: namespaces as pods, real policies, real requests (root; 1 minute)
+	./bin/netverdict demo
+
+build: ## Build bin/netverdict
+	go build -trimpath -o bin/netverdict ./cmd/netverdict
+
+test: deps-test check vet lint bench-once fuzz unit race integration total ## Everything that CI runs (root)
+
+deps: ## Install the Debian packages that are missing (root, only if any is)
+	@.ci/deps $(DEPS)
+
+deps-test:
+	@.ci/deps $(DEPS) $(TEST_DEPS)
+
+check:
+	go build $(PKGS)
+
+vet: ## go vet
+	go vet $(PKGS)
+
+lint: ## The linter: .golangci.yml says what it insists on
+	$(TOOL) golangci-lint run --timeout 20m $(PKGS)
+
+unit: ## Tests of the pure packages: policy semantics (txtar), the oracle, allocations, purity
+	$(call gotest,unit,-count=1 -timeout 15m,$(PURE))
+
+race: deps-test ## Tests of the packages with goroutines, under the race detector
+	$(call gotest,race,-race -timeout 15m,$(RACE))
+race: export CGO_ENABLED = 1
+
+integration: deps-test ## Tests on the real kernel, in network namespaces of their own, under the race detector (root)
+	$(call gotest,integration,-race -count=1 -p 2 -timeout 15m,$(KERNEL))
+integration: export CGO_ENABLED = 1
+
+control-plane: deps-test ## Tests with a real etcd and kube-apiserver: the API-server source, deploy/ (first build 4 to 7 minutes)
+	cd kube/kubetest && go test -count=1 -timeout 30m ./...
+	cd deploy/test && go test -count=1 -timeout 30m ./...
+
+fuzz: ## Every fuzz target for FUZZTIME
+	$(call fuzz,$(FUZZTIME))
+
+fuzz-long: ## Every fuzz target for 10 minutes
+	$(call fuzz,10m)
+
+bench: deps ## Every benchmark COUNT times, into BENCHFILE; compare two files with: benchstat
+	@mkdir -p $(dir $(BENCHFILE))
+	@.ci/machine | tee $(BENCHFILE)
+	go test -run '^$$' -bench '$(BENCH)' -benchmem -count $(COUNT) -benchtime $(BENCHTIME) -p 1 -timeout 4h $(call having,Benchmark) | tee -a $(BENCHFILE)
+
+benchstat: ## Compare two results of bench: OLD=file NEW=file
+	@$(TOOL) benchstat $(OLD) $(NEW)
+
+bench-once: deps ## One iteration of every benchmark: they still work, and still see the verdict they measure
+	@mkdir -p $(RESULTS)
+	@packages='$(call having,Benchmark)'; \
+	if [[ -z "$$packages" ]]; then $(call none,bench-once); \
+	elif go test -run '^$$' -bench . -benchtime 1x -count 1 -p 1 -timeout 15m $$packages >$(RESULTS)/bench-once.txt 2>&1; \
+	then grep '^ok' $(RESULTS)/bench-once.txt; echo "bench-once: $$(grep -c '^Benchmark' $(RESULTS)/bench-once.txt) benchmarks"; \
+	else cat $(RESULTS)/bench-once.txt >&2; exit 1; fi
+
+total:
+	@.ci/total $(wildcard $(addprefix $(RESULTS)/,unit.json race.json integration.json))
+
+clean: ## Remove what was built here (Go's own caches stay)
+	rm -rf bin

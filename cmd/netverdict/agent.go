@@ -1,0 +1,175 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
+
+	"github.com/netverdict/netverdict/engine/flow"
+	"github.com/netverdict/netverdict/engine/hook"
+	"github.com/netverdict/netverdict/engine/queue"
+	"github.com/netverdict/netverdict/kube"
+	"github.com/netverdict/netverdict/policy"
+)
+
+// agentOptions are the agent's flags.
+type agentOptions struct {
+	manifests    string
+	recursive    bool
+	kubeconfig   string
+	health       string
+	statusSocket string
+	niceGiven    bool // --worker-nice was given, so it must be possible
+	nodeName     string
+	flowLog      flow.Filter
+	onStop       string
+	unknownPod   policy.Verdict
+	holdLimit    int
+	holdTime     time.Duration
+	cacheSize    int
+	queues       uint16
+	hook         hook.Config
+	queue        queue.Config
+}
+
+func newAgent(e env) *cobra.Command {
+	o := &agentOptions{}
+	cmd := &cobra.Command{
+		Use:   "agent [--manifests DIR | --kubeconfig FILE]",
+		Short: "Enforce policies on this host",
+		Long: `Enforce NetworkPolicies on the pods of this host.
+
+They come from a directory of manifests (Namespaces, Pods with status, Nodes and
+NetworkPolicies as kubectl get -o yaml prints them), from the API server of a
+kubeconfig, or, with neither, from the API server of the cluster that the agent
+runs in. The source is watched. What does not load is reported, and the last
+good policies stay in force.
+
+Flow records go to standard output as JSON lines, messages to standard error.
+Needs root, or CAP_NET_ADMIN and CAP_NET_RAW, and the packages iptables and ipset.`,
+		Example: `  netverdict agent --manifests /etc/netverdict/manifests --node-name node-1
+  netverdict agent --manifests manifests/ --flow-log all | jq .
+  netverdict agent --kubeconfig /etc/kubernetes/kubelet.conf --node-name node-1`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			o.niceGiven = cmd.Flags().Changed("worker-nice")
+			ctx, stop := untilSignal(cmd)
+			defer stop()
+			return o.run(ctx, e)
+		},
+	}
+	o.addFlags(cmd)
+	return cmd
+}
+
+func (o *agentOptions) addFlags(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.StringVar(&o.manifests, "manifests", "", "`path` of a manifest file or of a directory of them")
+	f.StringVar(&o.kubeconfig, "kubeconfig", "", "`path` of a kubeconfig; without it and --manifests, the cluster that the agent runs in")
+	f.BoolVarP(&o.recursive, "recursive", "R", false, "read subdirectories too")
+	f.StringVar(&o.nodeName, "node-name", os.Getenv("NODE_NAME"), "enforce for the pods with this spec.nodeName (default $NODE_NAME); with manifests and without a name, for every pod")
+	f.StringVar(&o.health, "health-address", "", "`address` to serve /healthz and /readyz on, such as 127.0.0.1:8051; none by default")
+	f.StringVar(&o.statusSocket, "status-socket", "", "`path` of a unix socket for netverdict status, such as "+defaultStatusSocket+"; none by default")
+	f.TextVar(&o.flowLog, "flow-log", flow.Denied, "which flows to print: denied, all or none; all turns the kernel's allow set off, so that each connection is seen")
+	f.StringVar(&o.onStop, "on-stop", onStopOpen, "what stays when the agent stops: open removes the rules, keep-closed leaves them and new connections wait or fail")
+	f.TextVar(&o.unknownPod, "unknown-pod", policy.Deny, "verdict for addresses of this node's pod range that no known pod holds: deny or allow")
+	f.IntVar(&o.holdLimit, "hold-limit", 1024, "packets of such addresses that wait for their pod, per queue; 0 decides them at once")
+	f.DurationVar(&o.holdTime, "hold-time", 3*time.Second, "how long they wait")
+	f.IntVar(&o.cacheSize, "cache-size", 65536, "decisions in the flow cache of each queue; 0 turns it off")
+
+	f.Uint16Var(&o.hook.QueueNum, "queue-num", 8050, "first NFQUEUE number")
+	f.Uint16Var(&o.queues, "queues", 1, "number of queues, each with a worker thread")
+	f.BoolVar(&o.hook.FailOpen, "queue-bypass", false, "fail open: let packets pass when no agent listens or the queue overflows")
+	f.Uint32Var(&o.queue.MaxLen, "queue-length", 0, "packets that may wait in a queue; 0 for the default")
+	f.IntVar(&o.queue.Nice, "worker-nice", -10, "scheduling priority of the worker threads, -20 to 19; 0 leaves it as it is; below 0 needs CAP_SYS_NICE")
+
+	f.TextVar(&o.hook.Backend, "iptables-backend", hook.Auto, "auto, nft or legacy")
+	f.BoolVar(&o.hook.IPv4, "ipv4", true, "enforce for IPv4")
+	f.BoolVar(&o.hook.IPv6, "ipv6", true, "enforce for IPv6")
+	f.Uint32Var(&o.hook.MarkMask, "mark-mask", hook.DefaultMarkMask, "bits of the packet mark to use")
+	f.Uint32Var(&o.hook.ConnmarkMask, "connmark-mask", hook.DefaultConnmarkMask, "bits of the connection mark to use")
+	f.DurationVar(&o.hook.AllowTimeout, "allow-timeout", time.Minute, "how long the kernel remembers an allowed source, destination and port; 0 turns that off")
+	f.DurationVar(&o.hook.DenyTimeout, "deny-timeout", 30*time.Second, "the same for denied ones")
+	cmd.MarkFlagsMutuallyExclusive("manifests", "kubeconfig")
+}
+
+const (
+	onStopOpen = "open"
+	onStopKeep = "keep-closed"
+)
+
+// validate checks the flags that nothing below the agent checks.
+func (o *agentOptions) validate() error {
+	switch {
+	case o.onStop != onStopOpen && o.onStop != onStopKeep:
+		return fmt.Errorf("--on-stop %q: want %s or %s", o.onStop, onStopOpen, onStopKeep)
+	case o.queues == 0:
+		return errors.New("--queues 0: nobody would judge packets; want 1 or more")
+	case o.holdLimit < 0:
+		return fmt.Errorf("--hold-limit %d: want 0 or more packets", o.holdLimit)
+	case o.holdTime < 0:
+		return fmt.Errorf("--hold-time %v: want 0 or more", o.holdTime)
+	case o.cacheSize < 0:
+		return fmt.Errorf("--cache-size %d: want 0 or more decisions", o.cacheSize)
+	}
+	return nil
+}
+
+// source says where the objects come from. An agent does not start on manifests
+// that do not load; for an API server that is away it will wait.
+func (o *agentOptions) source() (source, error) {
+	if o.manifests != "" {
+		s := &manifestSource{o.manifests, kube.Options{Recursive: o.recursive}}
+		_, _, err := kube.Load(s.path, s.options)
+		return s, err
+	}
+	return newClusterSource(o.kubeconfig, o.nodeName)
+}
+
+func (o *agentOptions) run(ctx context.Context, e env) error {
+	if err := o.validate(); err != nil {
+		return err
+	}
+	if o.flowLog == flow.All {
+		o.hook.AllowTimeout = 0
+	}
+	o.hook.QueueCount, o.queue.FailOpen = o.queues, o.hook.FailOpen
+	// A reader of the flow log that goes away must not take enforcement with it.
+	signal.Ignore(syscall.SIGPIPE)
+	log := slog.New(slog.NewTextHandler(e.stderr, nil))
+	klog.SetSlogLogger(log)
+
+	if !o.niceGiven && o.queue.Nice < 0 && !mayRaisePriority() {
+		log.Warn("worker threads keep the ordinary priority; under load, verdicts take longer (add CAP_SYS_NICE)")
+		o.queue.Nice = 0
+	}
+	src, err := o.source()
+	if err != nil {
+		return err
+	}
+	rules, err := hook.Open(o.hook)
+	if err != nil {
+		return err
+	}
+	a := &agent{options: o, log: log, source: src, rules: rules, newest: make(chan *policy.Snapshot, 1)}
+	return a.serve(ctx, e)
+}
+
+// mayRaisePriority reports whether this process has CAP_SYS_NICE (capabilities(7)).
+func mayRaisePriority() bool {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData // version 3 has two words for each set
+	if err := unix.Capget(&header, &data[0]); err != nil {
+		return false
+	}
+	return data[0].Effective&(1<<unix.CAP_SYS_NICE) != 0
+}

@@ -1,0 +1,326 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/netverdict/netverdict/engine"
+	"github.com/netverdict/netverdict/engine/flow"
+	"github.com/netverdict/netverdict/engine/hook"
+	"github.com/netverdict/netverdict/engine/queue"
+	"github.com/netverdict/netverdict/kube"
+	"github.com/netverdict/netverdict/policy"
+)
+
+// agent is a running agent:
+//
+//	source.Watch ─▶ newest (the last snapshot only) ─▶ Compile ─▶ engine.Run, then Apply
+//	                                                                 │
+//	queues ─▶ engine workers ─▶ rings ─▶ collector ─▶ JSON lines ◀───┘
+type agent struct {
+	options *agentOptions
+	log     *slog.Logger
+	source  source
+	rules   *hook.Hook
+	newest  chan *policy.Snapshot // holds the last snapshot that was not built yet
+	// requested reports whether the agent was told to stop, and does not stop
+	// because a part of it failed.
+	requested func() bool
+
+	collector *flow.Collector
+	kernel    atomic.Pointer[kernel] // nil until there is a first tree
+
+	noticed map[string]bool // notices of the last snapshot; owned by watch
+
+	mu    sync.Mutex
+	state agentState
+}
+
+// kernel is the kernel's side of an agent. It is opened when there is something
+// to judge by: a queue that is bound and not read swallows packets that would
+// otherwise pass with --queue-bypass.
+type kernel struct {
+	engine *engine.Engine
+	queues []queue.Source
+}
+
+// agentState is what the endpoints report, guarded by agent.mu.
+type agentState struct {
+	enforcing bool
+	applied   time.Time
+	waiting   time.Time // since when the newest snapshot waits to be enforced; zero: none does
+	unread    string    // why the source's newest state is not known; empty: it is
+	unapplied string    // why the newest snapshot is not enforced
+}
+
+// problem says what keeps the newest state from being enforced.
+func (s *agentState) problem() string {
+	if s.unread != "" {
+		return s.unread
+	}
+	return s.unapplied
+}
+
+// update changes the state.
+func (a *agent) update(change func(*agentState)) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	change(&a.state)
+}
+
+// serve runs until ctx ends or a part fails.
+func (a *agent) serve(ctx context.Context, e env) error {
+	a.requested = func() bool { return ctx.Err() != nil }
+	a.collector = flow.NewCollector(flow.NewJSONLines(e.stdout, a.options.flowLog, func(err error) {
+		a.log.Error("the flow log cannot be written; flows are lost until it can", "error", err)
+	}))
+	err := a.work(ctx)
+	flush, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+	defer cancel()
+	if flushErr := a.collector.Close(flush); flushErr != nil {
+		a.log.Warn("the end of the flow log is lost", "error", flushErr)
+	}
+	return err
+}
+
+func (a *agent) newEngine(queues []queue.Source) (*engine.Engine, error) {
+	o := a.options
+	return engine.New(engine.Config{
+		Rules:       a.rules,
+		Marks:       a.rules.Marks(),
+		Sources:     queues,
+		CacheSize:   o.cacheSize,
+		RingSize:    8192,
+		Collector:   a.collector,
+		Log:         o.flowLog,
+		HoldLimit:   o.holdLimit,
+		HoldTime:    o.holdTime,
+		VerifyEvery: 15 * time.Second,
+		KeepRules:   o.onStop == onStopKeep,
+		Requested:   a.requested,
+		Logger:      a.log,
+	})
+}
+
+// openQueues binds every queue before any rule refers to it.
+func (a *agent) openQueues() ([]queue.Source, error) {
+	var queues []queue.Source
+	for i := range a.options.queues {
+		cfg := a.options.queue
+		cfg.Num = a.options.hook.QueueNum + i
+		cfg.Tick = 100 * time.Millisecond
+		q, err := queue.Open(cfg)
+		if err != nil {
+			return nil, errors.Join(err, closeAll(queues))
+		}
+		queues = append(queues, q)
+	}
+	return queues, nil
+}
+
+func closeAll(queues []queue.Source) error {
+	var errs []error
+	for _, q := range queues {
+		errs = append(errs, q.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// work runs the parts. One that fails ends all.
+func (a *agent) work(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return a.watch(ctx) })
+	if a.options.health != "" {
+		group.Go(func() error { return serveHealth(ctx, a.options.health, a.ready) })
+	}
+	if a.options.statusSocket != "" {
+		group.Go(func() error { return serveStatus(ctx, a.options.statusSocket, a.status, a.log) })
+	}
+	group.Go(func() error {
+		err := a.enforce(ctx, group)
+		if err == nil && ctx.Err() == nil {
+			err = errors.New("the engine ended by itself")
+		}
+		return err
+	})
+	err := group.Wait()
+	if err != nil && a.state.enforcing && !a.requested() {
+		a.log.Error("the rules stay and drop new connections of policed pods; start the agent again, or run netverdict cleanup to enforce nothing")
+	}
+	return err
+}
+
+// watch hands on the newest snapshot; one that nobody has taken yet is replaced.
+func (a *agent) watch(ctx context.Context) error {
+	return a.source.Watch(ctx,
+		func(s *policy.Snapshot, r *kube.Report) {
+			a.scope(s)
+			a.logNotices(r)
+			a.update(func(st *agentState) {
+				st.unread = ""
+				if st.waiting.IsZero() {
+					st.waiting = time.Now()
+				}
+				select {
+				case <-a.newest:
+				default:
+				}
+				a.newest <- s // there is room: nobody else sends
+			})
+		},
+		func(err error) { a.problem(err, func(st *agentState) { st.unread = err.Error() }) })
+}
+
+// problem notes and logs what keeps the newest state from being enforced.
+func (a *agent) problem(err error, note func(*agentState)) {
+	inForce := "nothing is enforced yet"
+	a.update(func(st *agentState) {
+		note(st)
+		if st.enforcing {
+			inForce = "the last good policies stay in force"
+		}
+	})
+	a.log.Error(inForce, "error", err)
+}
+
+// scope tells a snapshot which pods are this node's.
+func (a *agent) scope(s *policy.Snapshot) {
+	s.UnknownPod = a.options.unknownPod
+	name := a.options.nodeName
+	if name == "" {
+		return
+	}
+	s.Local = func(p *policy.Pod) bool { return p.NodeName == name }
+	for _, n := range s.Nodes {
+		if n.Name == name {
+			s.LocalPodCIDRs = n.PodCIDRs
+		}
+	}
+}
+
+// logNotices logs the notices that the snapshot before did not have: they are
+// about objects and come again as long as these stay.
+func (a *agent) logNotices(r *kube.Report) {
+	now := map[string]bool{}
+	for _, n := range r.Notices {
+		text := n.String()
+		now[text] = true
+		if n.Severity != kube.Skipped && !a.noticed[text] {
+			a.log.Warn(n.Severity.String(), "notice", text)
+		}
+	}
+	a.noticed = now
+}
+
+// enforce waits for the first tree, opens the kernel's side, and runs the engine
+// and beside it the builder.
+func (a *agent) enforce(ctx context.Context, group *errgroup.Group) error {
+	start := time.Now()
+	first, err := a.firstTree(ctx)
+	if err != nil {
+		return err
+	}
+	if first == nil {
+		return a.leaveEarly()
+	}
+	queues, err := a.openQueues()
+	if err != nil {
+		return err
+	}
+	e, err := a.newEngine(queues)
+	if err != nil {
+		return errors.Join(err, closeAll(queues))
+	}
+	a.kernel.Store(&kernel{e, queues})
+	err = e.Run(ctx, first, func() {
+		a.enforced(first)
+		a.log.Info("enforcing", "policies", first.Stats().Policies, "addresses", first.Stats().Addresses,
+			"source", a.source.String(), "after", time.Since(start), "pid", os.Getpid())
+		group.Go(func() error { return a.build(ctx, e) })
+	})
+	return errors.Join(err, closeAll(queues))
+}
+
+// leaveEarly ends an agent that was stopped before it had anything to enforce:
+// what an agent before it left is treated as its own.
+func (a *agent) leaveEarly() error {
+	if a.options.onStop == onStopKeep || !a.requested() {
+		return nil
+	}
+	return a.rules.Remove()
+}
+
+// firstTree compiles the first snapshot; it is nil when ctx ends before.
+func (a *agent) firstTree(ctx context.Context) (*policy.Tree, error) {
+	select {
+	case <-ctx.Done():
+		return nil, nil
+	case s := <-a.newest:
+		tree, err := policy.Compile(s)
+		if err != nil {
+			return nil, fmt.Errorf("compile what %s says: %w", a.source, err)
+		}
+		return tree, nil
+	}
+}
+
+// build compiles and applies snapshots, one at a time. What cannot be applied
+// is tried again until it can or something newer has come.
+func (a *agent) build(ctx context.Context, e *engine.Engine) error {
+	var retry <-chan time.Time
+	var s *policy.Snapshot
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case s = <-a.newest:
+		case <-retry:
+		}
+		retry = nil
+		if err := a.apply(e, s); err != nil {
+			a.problem(err, func(st *agentState) { st.unapplied = err.Error() })
+			retry = time.After(time.Second)
+		}
+	}
+}
+
+func (a *agent) apply(e *engine.Engine, s *policy.Snapshot) error {
+	start := time.Now()
+	tree, err := policy.Compile(s)
+	if err != nil {
+		return fmt.Errorf("compile what %s says: %w", a.source, err)
+	}
+	compiled := time.Since(start)
+	change, err := e.Apply(tree)
+	if errors.Is(err, engine.ErrNotRunning) {
+		return nil // the end has come
+	}
+	if err != nil {
+		return err
+	}
+	a.enforced(tree)
+	a.log.Info("enforcing a new state", "policies", tree.Stats().Policies, "addresses", tree.Stats().Addresses,
+		"revokes", change.Revokes, "adds", change.Adds, "compile", compiled, "total", time.Since(start))
+	return nil
+}
+
+// enforced notes that a tree is in force.
+func (a *agent) enforced(t *policy.Tree) {
+	a.update(func(st *agentState) {
+		st.enforcing, st.applied, st.unapplied = true, time.Now(), ""
+		if len(a.newest) == 0 {
+			st.waiting = time.Time{}
+		}
+	})
+	for _, c := range t.Conflicts() {
+		a.log.Warn("several pods claim one address", "address", c.Addr, "holder", c.Winner, "others", c.Losers)
+	}
+}

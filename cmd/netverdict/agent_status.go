@@ -1,0 +1,97 @@
+package main
+
+import (
+	"errors"
+	"time"
+
+	"github.com/netverdict/netverdict/engine"
+	"github.com/netverdict/netverdict/kube"
+	"github.com/netverdict/netverdict/policy"
+)
+
+// ready says why the agent is not ready, or nil: it is once the first tree is
+// enforced, and stays so when its source goes away.
+func (a *agent) ready() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	switch {
+	case a.state.enforcing:
+		return nil
+	case a.state.problem() != "":
+		return errors.New("not enforcing: " + a.state.problem())
+	}
+	return errors.New("not enforcing: waiting for the first state from " + a.source.String())
+}
+
+// status collects what netverdict status shows.
+func (a *agent) status() Status {
+	a.mu.Lock()
+	state := a.state
+	a.mu.Unlock()
+	s := Status{
+		Version: versionText(), Node: a.options.nodeName, Source: a.source.String(),
+		Enforcing: state.enforcing, Problem: state.problem(), Applied: state.applied,
+		FailMode: "closed", OnStop: a.options.onStop, Backend: a.rules.Backend().String(),
+	}
+	if a.options.hook.FailOpen {
+		s.FailMode = "open"
+	}
+	a.addCluster(&s, state.waiting)
+	if k := a.kernel.Load(); k != nil {
+		s.addTree(k.engine)
+		s.addQueues(k, a.options.hook.QueueNum)
+	}
+	s.FlowsLost = a.collector.Stats().Lost
+	return s
+}
+
+// addCluster adds what is known of the API server, and the lag: the age of the
+// oldest change that came from it, or waits to be built, and is not in force.
+func (a *agent) addCluster(s *Status, waiting time.Time) {
+	oldest := waiting
+	if c, ok := a.source.(*clusterSource); ok {
+		known := c.Status()
+		for i := range known.Kinds {
+			s.Cluster = append(s.Cluster, kindStatus(&known.Kinds[i]))
+		}
+		if p := known.Pending(); !p.IsZero() && (oldest.IsZero() || p.Before(oldest)) {
+			oldest = p
+		}
+	}
+	if !oldest.IsZero() {
+		s.LagSeconds = time.Since(oldest).Seconds()
+	}
+}
+
+func kindStatus(k *kube.KindStatus) KindStatus {
+	return KindStatus{Kind: k.Kind, Objects: k.Objects, Connected: k.Connected, Revision: k.Revision, Error: k.Error}
+}
+
+func (s *Status) addTree(e *engine.Engine) {
+	tree, revision := e.Tree()
+	if tree == nil {
+		return
+	}
+	s.Revision = revision
+	s.Policies, s.Addresses = tree.Stats().Policies, tree.Stats().Addresses
+	for range tree.Policed(policy.Egress) {
+		s.Policed++
+	}
+	for addr := range tree.Policed(policy.Ingress) {
+		if !tree.Isolated(addr, policy.Egress) {
+			s.Policed++
+		}
+	}
+	decided := e.Stats()
+	s.Allowed, s.Denied, s.Holding = decided.Decided(policy.Allow), decided.Decided(policy.Deny), decided.HeldNow
+}
+
+func (s *Status) addQueues(k *kernel, first uint16) {
+	for i, q := range k.queues {
+		st := q.Stats()
+		s.Queues = append(s.Queues, QueueStatus{
+			Number: first + uint16(i), Packets: st.Packets, Waiting: st.Kernel.Waiting,
+			QueueDropped: st.Kernel.QueueDropped, BufferDropped: st.Kernel.UserDropped,
+		})
+	}
+}
