@@ -54,6 +54,8 @@ type Config struct {
 	RingSize  int
 	Collector *flow.Collector
 	Log       flow.Filter
+	// PolicyLimit is how many policies are counted by name (PolicyHits).
+	PolicyLimit int
 	// HoldLimit and HoldTime bound how many packets of pods that are not known
 	// yet wait in each queue, and for how long. The sources' tick should be well
 	// below HoldTime.
@@ -77,6 +79,7 @@ type Engine struct {
 	cfg     Config
 	by      atomic.Pointer[judgement]
 	workers []*worker
+	hits    *hits
 
 	mu      sync.Mutex // serializes what changes the rules
 	running bool       // the rules are installed and stay so
@@ -85,12 +88,13 @@ type Engine struct {
 // New makes an engine. Nothing happens before Run.
 func New(cfg Config) (*Engine, error) {
 	e := &Engine{cfg: cfg}
-	for _, s := range cfg.Sources {
+	for i, s := range cfg.Sources {
 		c, err := newCache(cfg.CacheSize)
 		if err != nil {
 			return nil, fmt.Errorf("flow cache of %d entries: %w", cfg.CacheSize, err)
 		}
 		e.workers = append(e.workers, &worker{
+			index:   i,
 			by:      &e.by,
 			marks:   cfg.Marks,
 			source:  s,
@@ -101,6 +105,7 @@ func New(cfg Config) (*Engine, error) {
 			hold:    hold{limit: cfg.HoldLimit, atMost: cfg.HoldTime},
 		})
 	}
+	e.hits = newHits(cfg.PolicyLimit, e.workers)
 	return e, nil
 }
 
@@ -109,7 +114,7 @@ func New(cfg Config) (*Engine, error) {
 // running without enforcing. Before it returns it removes the rules, if it was
 // asked to stop and not to keep them, and answers what is left in the queues.
 func (e *Engine) Run(ctx context.Context, first *policy.Tree, ready func()) error {
-	e.by.Store(&judgement{tree: first, serial: 1})
+	e.by.Store(&judgement{tree: first, serial: 1, cells: e.hits.cellsFor(first)})
 	stop, stopWorkers := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopWorkers()
 	workers, alive := e.startWorkers(stop)
@@ -196,11 +201,13 @@ func (e *Engine) install(first *policy.Tree) error {
 // publish makes a tree the one that every next packet is judged by, in the
 // present epoch of the rules.
 func (e *Engine) publish(t *policy.Tree) {
-	by := &judgement{tree: t, serial: e.by.Load().serial, epoch: e.cfg.Rules.Epoch()}
-	if t != e.by.Load().tree {
+	old := e.by.Load()
+	by := &judgement{tree: t, serial: old.serial, epoch: e.cfg.Rules.Epoch(), cells: e.hits.cellsFor(t)}
+	if t != old.tree {
 		by.serial++
 	}
 	e.by.Store(by)
+	e.hits.retire(old.cells)
 	for _, w := range e.workers {
 		w.source.Wake() // packets on hold may be decided now
 	}

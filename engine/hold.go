@@ -42,7 +42,10 @@ func (w *worker) keep(q *queue.Packet) bool {
 }
 
 // OnWake judges the held packets again: there is a new tree.
-func (w *worker) OnWake() { w.review(time.Time{}) }
+func (w *worker) OnWake() {
+	w.rests.Add(1)
+	w.review(time.Time{})
+}
 
 // OnTick lets go of the packets that have waited long enough.
 func (w *worker) OnTick(now time.Time) { w.review(now) }

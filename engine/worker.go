@@ -10,17 +10,20 @@ import (
 	"github.com/netverdict/netverdict/policy"
 )
 
-// judgement is what a worker judges by: a tree, its serial, and the epoch in
-// which the kernel may remember its verdicts. It never changes once published.
+// judgement is what a worker judges by: a tree, its serial, the epoch in which the
+// kernel may remember its verdicts, and where its outcomes are counted. It never
+// changes once published.
 type judgement struct {
 	tree   *policy.Tree
 	serial uint64
 	epoch  uint32
+	cells  *cells
 }
 
 // worker judges the packets of one queue. Everything in it belongs to the
 // queue's thread, but for by, which Apply replaces, and the counters.
 type worker struct {
+	index    int // among the engine's workers
 	by       *atomic.Pointer[judgement]
 	marks    Marks
 	source   queue.Source
@@ -30,6 +33,7 @@ type worker struct {
 	ring     *flow.Ring
 	log      flow.Filter
 	counters counters
+	rests    atomic.Uint64 // times between two packets, when it judged by nothing
 	hold     hold
 	now      int64 // Unix nanoseconds, read once per batch; 0 when not read yet
 }
@@ -98,6 +102,7 @@ func (w *worker) malformed(by *judgement) queue.Answer {
 // account counts a decision and, if the flow log wants it, records it.
 func (w *worker) account(by *judgement, p *packet.Packet, d policy.Decision, hit bool) {
 	w.counters.decided(&d)
+	by.cells.decided(w.index, &d)
 	if !w.log.Keep(d.Verdict) {
 		return
 	}
@@ -117,4 +122,7 @@ func (w *worker) account(by *judgement, p *packet.Packet, d policy.Decision, hit
 }
 
 // BatchEnd forgets the time: the next batch reads it again.
-func (w *worker) BatchEnd() { w.now = 0 }
+func (w *worker) BatchEnd() {
+	w.now = 0
+	w.rests.Add(1)
+}

@@ -58,7 +58,7 @@ func benchWorker(b *testing.B, tree *policy.Tree, cacheSize int) *worker {
 		b.Fatal(err)
 	}
 	by := new(atomic.Pointer[judgement])
-	by.Store(&judgement{tree: tree, serial: 1, epoch: 1})
+	by.Store(&judgement{tree: tree, serial: 1, epoch: 1, cells: newCells(tree.Outcomes(), 1)})
 	return &worker{by: by, marks: marks, decoder: packet.NewDecoder(), cache: c, ring: flow.NewRing(1024), log: flow.None}
 }
 

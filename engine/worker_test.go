@@ -16,7 +16,7 @@ const epoch = 5
 
 // judging gives the first worker a tree without running anything.
 func (r *rig) judging(tree *policy.Tree) *worker {
-	by := &judgement{tree: tree, serial: 1, epoch: epoch}
+	by := &judgement{tree: tree, serial: 1, epoch: epoch, cells: r.engine.hits.cellsFor(tree)}
 	if old := r.engine.by.Load(); old != nil {
 		by.serial = old.serial + 1
 	}

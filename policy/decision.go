@@ -231,6 +231,9 @@ type Outcome struct {
 	// IsolatedBy is set when Reason is ReasonDefaultDeny: the policies that
 	// isolate the pod in this direction, sorted.
 	IsolatedBy []PolicyRef
+	// ID is the outcome's index in Tree.Outcomes: who counts outcomes finds the
+	// counter by it.
+	ID uint32
 }
 
 // Decision is the answer for one connection. It is a value; its outcomes point

@@ -40,12 +40,16 @@ func newOutcomeTable(unknownPod Verdict) *outcomeTable {
 	t.all[outcomeNode] = Outcome{Verdict: Allow, Reason: ReasonNodeTraffic}
 	t.all[outcomeUnknownPod] = Outcome{Verdict: unknownPod, Reason: ReasonUnknownPod}
 	t.all[outcomeSelf] = Outcome{Verdict: Allow, Reason: ReasonSelf}
+	for i := range t.all {
+		t.all[i].ID = uint32(i)
+	}
 	return t
 }
 
 func (t *outcomeTable) add(o Outcome) uint32 {
+	o.ID = uint32(len(t.all))
 	t.all = append(t.all, o)
-	return uint32(len(t.all) - 1)
+	return o.ID
 }
 
 // defaultDeny returns the outcome of being isolated by these policies, sorted,

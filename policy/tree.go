@@ -161,6 +161,23 @@ func (t *Tree) Isolated(a netip.Addr, d Direction) bool {
 	return t.endpoint(a).row[d] >= firstRow
 }
 
+// Outcomes are what the tree can answer, each at the index that is its ID, and
+// perhaps more. Trees that share the slice share the outcomes. It must not be
+// changed.
+func (t *Tree) Outcomes() []Outcome { return t.outcomes }
+
+// Policies lists the policies that isolate a local pod, by name, and the
+// directions in which they do, by Direction.
+func (t *Tree) Policies() iter.Seq2[PolicyRef, [2]bool] {
+	return func(yield func(PolicyRef, [2]bool) bool) {
+		for _, p := range t.policies {
+			if !yield(p.ref, p.isolates) {
+				return
+			}
+		}
+	}
+}
+
 // Conflicts lists the addresses that several live pods claim, by address.
 func (t *Tree) Conflicts() []Conflict { return t.conflicts }
 

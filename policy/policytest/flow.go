@@ -24,7 +24,18 @@ func (f Flow) String() string {
 
 // Decide asks a decider about the flow: oracle.Decide or a tree behind a closure.
 func (f Flow) Decide(decide func(src, dst netip.Addr, proto policy.Protocol, port uint16) policy.Decision) policy.Decision {
-	return decide(f.Src, f.Dst, f.Protocol, f.Port)
+	return Comparable(decide(f.Src, f.Dst, f.Protocol, f.Port))
+}
+
+// Comparable returns a decision without the IDs of its outcomes: which place they
+// have among all of a tree says nothing about the connection.
+func Comparable(d policy.Decision) policy.Decision {
+	for _, o := range []**policy.Outcome{&d.Egress, &d.Ingress} {
+		plain := **o
+		plain.ID = 0
+		*o = &plain
+	}
+	return d
 }
 
 // RandomFlow draws a connection that is likely to be decided wrongly: between
