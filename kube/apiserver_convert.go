@@ -21,9 +21,13 @@ func notice(object, text string) Notice {
 }
 
 func namespaceRow(ns *corev1.Namespace) row[*policy.Namespace] {
-	return row[*policy.Namespace]{
+	r := row[*policy.Namespace]{
 		name: policy.NamespacedName{Name: ns.Name}, value: NamespaceFromAPI(ns), shown: true,
 	}
+	if mistake := modeMistake(ns); mistake != "" {
+		r.notices = []Notice{notice("Namespace "+ns.Name, printable(mistake))}
+	}
+	return r
 }
 
 // nodeRow leaves out addresses and ranges that do not parse.
@@ -160,7 +164,9 @@ func (p *labelPool) hash(labels map[string]string) uint64 {
 	return sum
 }
 
-func sameNamespace(a, b *policy.Namespace) bool { return maps.Equal(a.Labels, b.Labels) }
+func sameNamespace(a, b *policy.Namespace) bool {
+	return a.Audit == b.Audit && maps.Equal(a.Labels, b.Labels)
+}
 
 func sameNode(a, b *policy.Node) bool {
 	return slices.Equal(a.Addrs, b.Addrs) && slices.Equal(a.PodCIDRs, b.PodCIDRs)

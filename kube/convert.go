@@ -10,13 +10,32 @@ import (
 	"github.com/netverdict/netverdict/policy"
 )
 
+// ModeAnnotation of a namespace says what becomes of connections that the policies
+// in it deny: with ModeAudit they pass and are reported, with ModeEnforce (the
+// default) they do not pass.
+const (
+	ModeAnnotation = "netverdict.io/mode"
+	ModeAudit      = "audit"
+	ModeEnforce    = "enforce"
+)
+
+// modeMistake says what is wrong with a namespace's ModeAnnotation, or "". A mode
+// that nobody can read must not open a namespace, so it is enforced.
+func modeMistake(ns *corev1.Namespace) string {
+	mode, given := ns.Annotations[ModeAnnotation]
+	if !given || mode == ModeAudit || mode == ModeEnforce {
+		return ""
+	}
+	return fmt.Sprintf("metadata.annotations[%s]: %q is neither %s nor %s; its policies are enforced", ModeAnnotation, mode, ModeAudit, ModeEnforce)
+}
+
 // NamespaceFromAPI takes what policies can see of a namespace. Like the API server
 // it sets the label kubernetes.io/metadata.name. The result shares nothing with ns.
 func NamespaceFromAPI(ns *corev1.Namespace) *policy.Namespace {
 	labels := make(map[string]string, len(ns.Labels)+1)
 	maps.Copy(labels, ns.Labels)
 	labels[corev1.LabelMetadataName] = ns.Name
-	return &policy.Namespace{Name: ns.Name, Labels: labels}
+	return &policy.Namespace{Name: ns.Name, Labels: labels, Audit: ns.Annotations[ModeAnnotation] == ModeAudit}
 }
 
 // PodFromAPI takes what policies can see of a pod. It fails on an address that

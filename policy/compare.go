@@ -14,11 +14,16 @@ type Change struct {
 	Revokes bool
 	// Adds: some connection that the old tree denied, the new one allows.
 	Adds bool
+	// Audits: some connection that the old tree allowed without a word passes the
+	// new one only because it is audited (Decision.Audit). Verdicts stay, but who
+	// wants to report it must ask again about what it remembers as allowed.
+	Audits bool
 }
 
 func (c *Change) add(o Change) {
 	c.Revokes = c.Revokes || o.Revokes
 	c.Adds = c.Adds || o.Adds
+	c.Audits = c.Audits || o.Audits
 }
 
 // Compare finds out by comparing verdicts, not objects, so a policy that is
@@ -32,6 +37,7 @@ func (c *Change) add(o Change) {
 // peers that the rules may see differently.
 func Compare(before, after *Tree) Change {
 	c := comparison{before: before, after: after, refs: map[[2]ref]Change{}}
+	c.most = Change{Revokes: true, Adds: true, Audits: after.audits()}
 	c.collect()
 	for _, d := range Directions {
 		for rows := range c.judged[d] {
@@ -40,7 +46,7 @@ func Compare(before, after *Tree) Change {
 				if !same || moved {
 					c.found.add(c.verdicts(rows, classes))
 				}
-				if c.found.Revokes && c.found.Adds {
+				if c.found == c.most {
 					return c.found
 				}
 			}
@@ -55,7 +61,11 @@ type comparison struct {
 	judged        [2]map[[2]uint32]struct{} // rows, by Direction
 	peers         map[[2]uint32]bool        // classes; true: rules may see them differently
 	refs          map[[2]ref]Change
-	found         Change
+	found, most   Change // most: there is nothing left to find
+}
+
+func (t *Tree) audits() bool {
+	return slices.ContainsFunc(t.outcomes, func(o Outcome) bool { return o.Audit })
 }
 
 func (c *comparison) collect() {
@@ -92,22 +102,22 @@ func (c *comparison) collect() {
 }
 
 // exemptions looks at what no row says: a pod may talk to itself and its node.
-// Where an address changes hands in a way that matters to that, both are claimed.
+// Where an address changes hands in a way that matters to that, everything is claimed.
 func (c *comparison) exemptions(a netip.Addr) {
 	o, n := c.before.addrs.pod(a), c.after.addrs.pod(a)
 	switch {
 	case o == nil && n == nil:
 		if !slices.Equal(c.before.nodes[a], c.after.nodes[a]) {
-			c.found = Change{Revokes: true, Adds: true}
+			c.found = c.most
 		}
 	case o == nil && c.before.Unknown(a):
 		c.found.Adds = true
 	case n == nil && c.after.Unknown(a):
 		c.found.Revokes = true
 	case o == nil && len(c.before.nodes[a]) > 0, n == nil && len(c.after.nodes[a]) > 0:
-		c.found = Change{Revokes: true, Adds: true} // the node's own pods gain or lose a right
+		c.found = c.most // the node's own pods gain or lose a right
 	case o != nil && n != nil && o.NodeName != n.NodeName:
-		c.found = Change{Revokes: true, Adds: true}
+		c.found = c.most
 	}
 }
 
@@ -131,6 +141,7 @@ func compareSpans(old, new []span) (c Change) {
 		was, is := old[0].to&refAllow != 0, new[0].to&refAllow != 0
 		c.Revokes = c.Revokes || was && !is
 		c.Adds = c.Adds || !was && is
+		c.Audits = c.Audits || was && audited(new[0].to) && !audited(old[0].to)
 		end := min(old[0].last, new[0].last)
 		if old[0].last == end {
 			old = old[1:]
@@ -141,6 +152,8 @@ func compareSpans(old, new []span) (c Change) {
 	}
 	return c
 }
+
+func audited(r ref) bool { return r&refAudit != 0 }
 
 // rowRef is judge without the port.
 func (t *Tree) rowRef(row, class uint32) ref {
@@ -210,7 +223,7 @@ func fingerprint(tiers []tier, peers []peer) uint64 {
 
 func appendVerdict(key []byte, r ref) []byte {
 	if r != refNone && r != refPass {
-		r &= refAllow
+		r &= refAllow | refAudit
 	}
 	return binary.LittleEndian.AppendUint32(key, uint32(r))
 }

@@ -30,6 +30,7 @@ func Compile(s *Snapshot) (*Tree, error) {
 		peers:    newPeerTable(),
 		outcomes: newOutcomeTable(s.UnknownPod),
 
+		audited:   auditedNamespaces(s),
 		endpoints: map[endpoint]uint32{},
 	}
 	if c.local == nil {
@@ -49,6 +50,7 @@ type compiler struct {
 	snapshot *Snapshot
 	local    func(*Pod) bool
 
+	audited  map[string]bool // namespaces whose denials do not count
 	policies []*parsedPolicy // sorted by name; only those with a local target after target
 	words    vocabulary
 	peers    *peerTable
@@ -257,7 +259,7 @@ func (c *compiler) usesNames(ids []uint32) bool {
 
 // program binds the rules of the isolating policies and builds their row.
 func (c *compiler) program(d Direction, ids []uint32, named []ContainerPort) uint32 {
-	np := tier{otherwise: c.outcomes.ref(c.outcomes.defaultDeny(ids, c.policies))}
+	np := tier{otherwise: c.outcomes.ref(c.defaultDeny(ids))}
 	for _, id := range ids {
 		for i := range c.policies[id].rules[d] {
 			r := &c.policies[id].rules[d][i]
@@ -272,4 +274,21 @@ func (c *compiler) program(d Direction, ids []uint32, named []ContainerPort) uin
 	p.hash = fingerprint(p.tiers, c.peers.all)
 	c.programs = append(c.programs, p)
 	return c.rows.add(p.tiers, c.peers.all, c.classes)
+}
+
+// defaultDeny is the outcome of the pods that these policies isolate, where none
+// of their rules allows.
+func (c *compiler) defaultDeny(ids []uint32) uint32 {
+	namespace := c.policies[ids[0]].ref.Namespace // of all: a policy isolates pods of its own
+	return c.outcomes.defaultDeny(ids, c.policies, c.audited[namespace])
+}
+
+func auditedNamespaces(s *Snapshot) map[string]bool {
+	audited := map[string]bool{}
+	for _, n := range s.Namespaces {
+		if n.Audit {
+			audited[n.Name] = true
+		}
+	}
+	return audited
 }

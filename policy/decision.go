@@ -13,16 +13,24 @@ type Verdict uint8
 const (
 	Deny Verdict = iota
 	Allow
+	// Audit is what reports call a connection, or one end's say in it, that
+	// policies deny and that passes all the same, because the namespace they are
+	// in is only audited. No Decision and no Outcome has it as its Verdict; their
+	// Reported returns it.
+	Audit
 )
 
 func (v Verdict) String() string {
-	if v == Allow {
+	switch v {
+	case Allow:
 		return "allow"
+	case Audit:
+		return "audit"
 	}
 	return "deny"
 }
 
-// MarshalText renders the verdict as "allow" or "deny".
+// MarshalText renders the verdict as "allow", "deny" or "audit".
 func (v Verdict) MarshalText() ([]byte, error) { return []byte(v.String()), nil }
 
 // UnmarshalText accepts exactly what MarshalText renders.
@@ -32,8 +40,10 @@ func (v *Verdict) UnmarshalText(b []byte) error {
 		*v = Allow
 	case "deny":
 		*v = Deny
+	case "audit":
+		*v = Audit
 	default:
-		return fmt.Errorf("verdict %q is neither allow nor deny", b)
+		return fmt.Errorf("verdict %q is none of allow, deny and audit", b)
 	}
 	return nil
 }
@@ -223,6 +233,9 @@ type PolicyRef struct {
 type Outcome struct {
 	Verdict Verdict
 	Reason  Reason
+	// Audit goes with a Deny that does not count: the pod's namespace is only
+	// audited.
+	Audit bool
 	// Policy and Rule are valid when Reason is ReasonPolicy. Rule is the index in
 	// spec.ingress or spec.egress. When several rules allow, the one reported is
 	// the lowest rule of the first policy by namespace and name.
@@ -236,11 +249,26 @@ type Outcome struct {
 	ID uint32
 }
 
+// Reported is the verdict that reports show: Audit for a denial that does not
+// count.
+func (o *Outcome) Reported() Verdict {
+	if o.Audit {
+		return Audit
+	}
+	return o.Verdict
+}
+
 // Decision is the answer for one connection. It is a value; its outcomes point
 // to immutable data that outlives the tree, so a Decision may be kept.
 type Decision struct {
+	// Verdict is Deny or Allow.
 	Verdict Verdict
+	// Audit says of an allowed connection that the policies of an end deny it and
+	// are only audited. Where another end denies and is enforced, the connection
+	// is denied and Audit is false.
+	Audit bool
 	// Direction is the one that settled the verdict: for a deny the first that
+	// denied and is enforced, for an audited connection the first that would have
 	// denied, for an allow the last that had a say.
 	Direction Direction
 	// Egress and Ingress are never nil.
@@ -253,4 +281,13 @@ func (d *Decision) Outcome() *Outcome {
 		return d.Ingress
 	}
 	return d.Egress
+}
+
+// Reported is the verdict that reports show: Audit for a connection that passes
+// although policies deny it.
+func (d *Decision) Reported() Verdict {
+	if d.Audit {
+		return Audit
+	}
+	return d.Verdict
 }

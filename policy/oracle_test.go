@@ -19,13 +19,19 @@ import (
 func TestTreeAgreesWithOracle(t *testing.T) {
 	t.Parallel()
 	clusters, flows := 1000, 300
+	seen := map[policy.Verdict]int{}
 	for seed := range uint64(clusters) {
-		compareWithOracle(t, seed, flows)
+		compareWithOracle(t, seed, flows, seen)
 		if t.Failed() {
 			return
 		}
 	}
-	t.Logf("%d decisions compared", clusters*flows)
+	t.Logf("%d decisions compared: %v", clusters*flows, seen)
+	for _, v := range [...]policy.Verdict{policy.Allow, policy.Deny, policy.Audit} {
+		if seen[v] < clusters*flows/50 {
+			t.Errorf("%d decisions to %v: too few to mean anything", seen[v], v)
+		}
+	}
 }
 
 // FuzzTreeAgreesWithOracle is the same without end.
@@ -33,10 +39,11 @@ func FuzzTreeAgreesWithOracle(f *testing.F) {
 	for seed := range uint64(8) {
 		f.Add(seed)
 	}
-	f.Fuzz(func(t *testing.T, seed uint64) { compareWithOracle(t, seed, 100) })
+	f.Fuzz(func(t *testing.T, seed uint64) { compareWithOracle(t, seed, 100, map[policy.Verdict]int{}) })
 }
 
-func compareWithOracle(t *testing.T, seed uint64, flows int) {
+// compareWithOracle counts in seen what was decided.
+func compareWithOracle(t *testing.T, seed uint64, flows int, seen map[policy.Verdict]int) {
 	t.Helper()
 	s := policytest.Random(seed, policytest.Size{})
 	tree := compile(t, s)
@@ -48,6 +55,7 @@ func compareWithOracle(t *testing.T, seed uint64, flows int) {
 			t.Fatalf("seed %d, %v: decision differs from the oracle's (-want +got):\n%s", seed, f, diff)
 		}
 		checkExplanation(t, tree, f, got)
+		seen[got.Reported()]++
 	}
 }
 
@@ -143,11 +151,12 @@ func TestCompareMissesNothing(t *testing.T) {
 		var seen policy.Change
 		for i := range 400 {
 			f := policytest.RandomFlow(rng, []*policy.Snapshot{old, now}[i%2])
-			was, is := f.Decide(before.Decide).Verdict, f.Decide(after.Decide).Verdict
-			seen.Revokes = seen.Revokes || was == policy.Allow && is == policy.Deny
-			seen.Adds = seen.Adds || was == policy.Deny && is == policy.Allow
-			if seen.Revokes && !c.Revokes || seen.Adds && !c.Adds {
-				t.Fatalf("seed %d: %v went from %v to %v, but Compare says %+v", seed, f, was, is, c)
+			was, is := f.Decide(before.Decide), f.Decide(after.Decide)
+			seen.Revokes = seen.Revokes || was.Verdict == policy.Allow && is.Verdict == policy.Deny
+			seen.Adds = seen.Adds || was.Verdict == policy.Deny && is.Verdict == policy.Allow
+			seen.Audits = seen.Audits || was.Reported() == policy.Allow && is.Audit
+			if seen.Revokes && !c.Revokes || seen.Adds && !c.Adds || seen.Audits && !c.Audits {
+				t.Fatalf("seed %d: %v went from %v to %v, but Compare says %+v", seed, f, was.Reported(), is.Reported(), c)
 			}
 		}
 		claimed += count(c)
@@ -160,7 +169,7 @@ func TestCompareMissesNothing(t *testing.T) {
 }
 
 func count(c policy.Change) (n int) {
-	for _, b := range [...]bool{c.Revokes, c.Adds} {
+	for _, b := range [...]bool{c.Revokes, c.Adds, c.Audits} {
 		if b {
 			n++
 		}

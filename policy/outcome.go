@@ -6,13 +6,14 @@ type ref uint32
 
 const (
 	refPorts ref = 1 << 30   // the index is a port program
-	refAllow ref = 1 << 29   // the index is an outcome that allows
-	refIndex ref = 1<<29 - 1 // mask of the index
+	refAllow ref = 1 << 29   // the index is an outcome that lets the connection pass
+	refAudit ref = 1 << 28   // with refAllow: an outcome that would deny, but is only audited
+	refIndex ref = 1<<28 - 1 // mask of the index
 
 	// refNone: the tier says nothing, ask the next one.
-	refNone ref = 1<<29 - 1
+	refNone ref = 1<<28 - 1
 	// refPass: a rule hands the connection to the next tier (ClusterNetworkPolicy's Pass).
-	refPass ref = 1<<29 - 2
+	refPass ref = 1<<28 - 2
 )
 
 // Outcomes that need no policy have fixed places at the start of the table.
@@ -53,12 +54,13 @@ func (t *outcomeTable) add(o Outcome) uint32 {
 }
 
 // defaultDeny returns the outcome of being isolated by these policies, sorted,
-// and allowed by none.
-func (t *outcomeTable) defaultDeny(ids []uint32, policies []*parsedPolicy) uint32 {
+// and allowed by none. They are of one namespace, so the same policies are always
+// audited, or never.
+func (t *outcomeTable) defaultDeny(ids []uint32, policies []*parsedPolicy, audit bool) uint32 {
 	key := string(idsKey(nil, ids))
 	at, ok := t.deny[key]
 	if !ok {
-		o := Outcome{Verdict: Deny, Reason: ReasonDefaultDeny}
+		o := Outcome{Verdict: Deny, Reason: ReasonDefaultDeny, Audit: audit}
 		for _, id := range ids {
 			o.IsolatedBy = append(o.IsolatedBy, policies[id].ref)
 		}
@@ -69,8 +71,11 @@ func (t *outcomeTable) defaultDeny(ids []uint32, policies []*parsedPolicy) uint3
 }
 
 func (t *outcomeTable) ref(at uint32) ref {
-	if t.all[at].Verdict == Allow {
+	switch o := &t.all[at]; {
+	case o.Verdict == Allow:
 		return ref(at) | refAllow
+	case o.Audit:
+		return ref(at) | refAllow | refAudit
 	}
 	return ref(at)
 }

@@ -35,6 +35,9 @@ type Snapshot struct {
 type Namespace struct {
 	Name   string
 	Labels map[string]string
+	// Audit makes what the policies of this namespace deny pass, and be reported
+	// (Decision.Audit). They still select and judge its pods.
+	Audit bool
 }
 
 // Node is what decisions need of a Node: the addresses that are node traffic.

@@ -85,7 +85,7 @@ func (t *Tree) fixed(row uint32) ref {
 	return ref(row) | refAllow
 }
 
-// decision puts the two directions together: both must allow.
+// decision puts the two directions together: both must allow, or be only audited.
 func (t *Tree) decision(s, d *endpoint, egress, ingress ref) Decision {
 	out := Decision{Egress: &t.outcomes[egress&refIndex], Ingress: &t.outcomes[ingress&refIndex]}
 	switch {
@@ -93,6 +93,11 @@ func (t *Tree) decision(s, d *endpoint, egress, ingress ref) Decision {
 		out.Direction = Egress
 	case ingress&refAllow == 0:
 		out.Direction = Ingress
+	case (egress|ingress)&refAudit != 0:
+		out.Verdict, out.Audit = Allow, true
+		if egress&refAudit == 0 {
+			out.Direction = Ingress
+		}
 	default:
 		out.Verdict = Allow
 		out.Direction = lastSay(s, d)

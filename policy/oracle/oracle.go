@@ -39,10 +39,17 @@ func Decide(s *policy.Snapshot, src, dst netip.Addr, proto policy.Protocol, port
 func settle(egress, ingress *policy.Outcome) policy.Decision {
 	d := policy.Decision{Egress: egress, Ingress: ingress}
 	switch {
-	case egress.Verdict == policy.Deny:
+	case denies(egress):
 		d.Direction = policy.Egress
-	case ingress.Verdict == policy.Deny:
+	case denies(ingress):
 		d.Direction = policy.Ingress
+
+	// Issue 4: "the pods of that namespace are judged as always, but a deny by
+	// their rules lets the packet pass and is reported".
+	case egress.Audit:
+		d.Verdict, d.Audit, d.Direction = policy.Allow, true, policy.Egress
+	case ingress.Audit:
+		d.Verdict, d.Audit, d.Direction = policy.Allow, true, policy.Ingress
 	case hadASay(ingress):
 		d.Verdict, d.Direction = policy.Allow, policy.Ingress
 	case hadASay(egress):
@@ -52,6 +59,9 @@ func settle(egress, ingress *policy.Outcome) policy.Decision {
 	}
 	return d
 }
+
+// denies reports whether an outcome keeps the connection from passing.
+func denies(o *policy.Outcome) bool { return o.Verdict == policy.Deny && !o.Audit }
 
 // hadASay reports whether an allowing outcome comes from asking the policies,
 // even if none of them selects the pod.

@@ -39,11 +39,16 @@ func judge(s *policy.Snapshot, dir policy.Direction, me, peer end, c connection)
 			}
 		}
 	}
-	denied := &policy.Outcome{Verdict: policy.Deny, Reason: policy.ReasonDefaultDeny}
+	denied := &policy.Outcome{Verdict: policy.Deny, Reason: policy.ReasonDefaultDeny, Audit: isAudited(s, me.pod.Namespace)}
 	for _, np := range isolating {
 		denied.IsolatedBy = append(denied.IsolatedBy, refOf(np))
 	}
 	return denied
+}
+
+// isAudited reports whether the pods of a namespace are judged for the record only.
+func isAudited(s *policy.Snapshot, namespace string) bool {
+	return slices.ContainsFunc(s.Namespaces, func(n *policy.Namespace) bool { return n.Name == namespace && n.Audit })
 }
 
 func refOf(np *networkingv1.NetworkPolicy) policy.PolicyRef {

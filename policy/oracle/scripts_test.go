@@ -84,7 +84,7 @@ type part struct {
 }
 
 func partOf(o *policy.Outcome) part {
-	p := part{Verdict: o.Verdict, Reason: o.Reason}
+	p := part{Verdict: o.Reported(), Reason: o.Reason}
 	if o.Reason == policy.ReasonPolicy {
 		p.Policy, p.Rule = o.Policy.String(), &o.Rule
 	}
@@ -127,7 +127,7 @@ func decideLine(t *testing.T, s *policy.Snapshot, a answer) string {
 		port = *a.Port
 	}
 	d := Decide(s, src, dst, proto, port)
-	a.Verdict, a.Egress, a.Ingress = d.Verdict, partOf(d.Egress), partOf(d.Ingress)
+	a.Verdict, a.Egress, a.Ingress = d.Reported(), partOf(d.Egress), partOf(d.Ingress)
 	text, err := json.Marshal(a)
 	if err != nil {
 		t.Fatal(err)
@@ -205,7 +205,9 @@ func addObject(t *testing.T, s *policy.Snapshot, doc []byte) {
 	case "Namespace":
 		var o corev1.Namespace
 		parse(t, doc, &o)
-		s.Namespaces = append(s.Namespaces, &policy.Namespace{Name: o.Name, Labels: o.Labels})
+		s.Namespaces = append(s.Namespaces, &policy.Namespace{
+			Name: o.Name, Labels: o.Labels, Audit: o.Annotations["netverdict.io/mode"] == "audit",
+		})
 	case "Node":
 		s.Nodes = append(s.Nodes, nodeFrom(t, doc))
 	case "Pod":

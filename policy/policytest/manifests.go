@@ -17,6 +17,9 @@ import (
 // terminatingSuffix marks pods that get a deletionTimestamp in Manifests.
 const terminatingSuffix = "-terminating"
 
+// modeAnnotation of a namespace is what policy.Namespace.Audit is read from.
+const modeAnnotation = "netverdict.io/mode"
+
 // Manifests renders the snapshot's objects as a stream of YAML documents, as
 // kubectl would print them. What a snapshot says beyond objects (Local,
 // LocalPodCIDRs, UnknownPod) has no manifest. A pod whose name ends in
@@ -35,10 +38,7 @@ func Manifests(s *policy.Snapshot) []byte {
 		out.Write(text)
 	}
 	for _, ns := range s.Namespaces {
-		write(&corev1.Namespace{
-			TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Namespace"},
-			ObjectMeta: metav1.ObjectMeta{Name: ns.Name, Labels: ns.Labels},
-		})
+		write(namespaceObject(ns))
 	}
 	for _, n := range s.Nodes {
 		write(nodeObject(n))
@@ -50,6 +50,20 @@ func Manifests(s *policy.Snapshot) []byte {
 		write(np)
 	}
 	return out.Bytes()
+}
+
+func namespaceObject(ns *policy.Namespace) *corev1.Namespace {
+	o := &corev1.Namespace{
+		TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Namespace"},
+		ObjectMeta: metav1.ObjectMeta{Name: ns.Name, Labels: ns.Labels},
+	}
+	switch {
+	case ns.Audit:
+		o.Annotations = map[string]string{modeAnnotation: "audit"}
+	case len(ns.Labels)%2 == 1: // saying what is so anyway makes no difference
+		o.Annotations = map[string]string{modeAnnotation: "enforce"}
+	}
+	return o
 }
 
 func nodeObject(n *policy.Node) *corev1.Node {

@@ -18,7 +18,7 @@ func Mutate(rng *rand.Rand, s *policy.Snapshot) *policy.Snapshot {
 	g := &generator{rng: rng, s: &changed, size: sizeOf(s)}
 	mutations := []func(*generator){
 		addPod, addPod, removePod, relabelPod, changePhase, movePodAddrs,
-		relabelNamespace, addOrRemoveNamespace, changeNodeAddrs,
+		relabelNamespace, switchAudit, addOrRemoveNamespace, changeNodeAddrs,
 		addPolicy, addPolicy, removePolicy, editPolicy, editPolicy,
 	}
 	pick(rng, mutations)(g)
@@ -65,7 +65,17 @@ func replacePod(g *generator, edit func(*policy.Pod)) {
 
 func relabelNamespace(g *generator) {
 	g.s.Namespaces = replaced(g.rng, g.s.Namespaces, func(n *policy.Namespace) *policy.Namespace {
-		return g.namespace(n.Name)
+		c := g.namespace(n.Name)
+		c.Audit = n.Audit
+		return c
+	})
+}
+
+func switchAudit(g *generator) {
+	g.s.Namespaces = replaced(g.rng, g.s.Namespaces, func(n *policy.Namespace) *policy.Namespace {
+		c := *n
+		c.Audit = !c.Audit
+		return &c
 	})
 }
 
@@ -78,7 +88,9 @@ func addOrRemoveNamespace(g *generator) {
 		g.s.Namespaces = slices.DeleteFunc(slices.Clone(g.s.Namespaces), named)
 		return
 	}
-	g.s.Namespaces = append(slices.Clone(g.s.Namespaces), g.namespace(name))
+	made := g.namespace(name)
+	made.Audit = g.chance(25)
+	g.s.Namespaces = append(slices.Clone(g.s.Namespaces), made)
 }
 
 func changeNodeAddrs(g *generator) {

@@ -72,6 +72,14 @@ func (g *generator) namespace(name string) *policy.Namespace {
 	return ns
 }
 
+// audits picks the namespaces that are not enforced. It draws after everything else,
+// so that a seed's other objects are what they were without it.
+func (g *generator) audits() {
+	for _, ns := range g.s.Namespaces {
+		ns.Audit = g.chance(25)
+	}
+}
+
 func (g *generator) labels(keys []string) map[string]string {
 	set := map[string]string{}
 	for _, k := range keys {

@@ -61,6 +61,7 @@ func Random(seed uint64, size Size) *policy.Snapshot {
 		g.s.Policies = append(g.s.Policies, g.networkPolicy())
 	}
 	g.scope()
+	g.audits()
 	g.shuffle()
 	return g.s
 }

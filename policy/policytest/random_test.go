@@ -87,6 +87,7 @@ func countScope(f features, s *policy.Snapshot) {
 	f.when(s.UnknownPod == policy.Allow, "unknown pods allowed")
 	f.when(len(s.Nodes) < Small.Nodes, "node without object")
 	for _, ns := range s.Namespaces {
+		f.when(ns.Audit, "namespace: audited")
 		_, set := ns.Labels[metadataName]
 		f.when(set, "namespace: name label in the manifest")
 		f.when(!set, "namespace: name label to be added")
