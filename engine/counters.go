@@ -8,7 +8,7 @@ import (
 
 const (
 	reasons    = int(policy.ReasonMalformed) + 1
-	verdicts   = 2
+	verdicts   = int(policy.Audit) + 1
 	directions = 2
 )
 
@@ -24,10 +24,11 @@ type counters struct {
 
 func (c *counters) decided(d *policy.Decision) {
 	o := d.Outcome()
-	c.decisions[d.Direction][o.Reason][d.Verdict].Add(1)
+	c.decisions[d.Direction][o.Reason][d.Reported()].Add(1)
 }
 
-// Decisions counts decisions with one direction, reason and verdict.
+// Decisions counts decisions with one direction, reason and reported verdict:
+// what was audited is not counted as allowed.
 type Decisions struct {
 	Direction policy.Direction
 	Reason    policy.Reason
@@ -47,7 +48,7 @@ type Stats struct {
 	Held, HoldExpired uint64
 }
 
-// Decided returns how many decisions had a verdict.
+// Decided returns how many decisions had a reported verdict.
 func (s Stats) Decided(v policy.Verdict) (n uint64) {
 	for _, d := range s.Decisions {
 		if d.Verdict == v {

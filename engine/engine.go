@@ -223,6 +223,9 @@ var ErrNotRunning = errors.New("the engine is not running")
 // old tree stays in force, unless only the clean-up at the end failed. It must
 // not be called by several goroutines with trees of different age: the last one wins.
 //
+// A change that makes live connections audited is switched to as one that revokes:
+// they are asked about again, reported, and go on.
+//
 // The order makes it exact. First the sets learn the new addresses. Then one
 // atomic rule change starts a new epoch, with fresh decision sets where the
 // change requires it: verdicts of the old tree, still on their way, count for
@@ -238,7 +241,7 @@ func (e *Engine) Apply(t *policy.Tree) (policy.Change, error) {
 	if err := e.cfg.Rules.Prepare(policed(t)); err != nil {
 		return change, fmt.Errorf("prepare rules: %w", err)
 	}
-	if err := e.cfg.Rules.Switch(change.Revokes, change.Adds); err != nil {
+	if err := e.cfg.Rules.Switch(change.Revokes || change.Audits, change.Adds); err != nil {
 		return change, fmt.Errorf("switch rules: %w", err)
 	}
 	e.publish(t)

@@ -97,6 +97,14 @@ func sceneTree(tb testing.TB, policies ...*networkingv1.NetworkPolicy) *policy.T
 	return compile(tb, sceneSnapshot(policies...))
 }
 
+// auditedTree is the tree of the scene where nothing is enforced.
+func auditedTree(tb testing.TB, policies ...*networkingv1.NetworkPolicy) *policy.Tree {
+	tb.Helper()
+	s := sceneSnapshot(policies...)
+	s.Namespaces = []*policy.Namespace{{Name: "shop", Audit: true}}
+	return compile(tb, s)
+}
+
 // lateTree is a tree in which the late pod is known; web may reach it.
 func lateTree(tb testing.TB) *policy.Tree {
 	tb.Helper()

@@ -103,7 +103,7 @@ func (w *worker) malformed(by *judgement) queue.Answer {
 func (w *worker) account(by *judgement, p *packet.Packet, d policy.Decision, hit bool) {
 	w.counters.decided(&d)
 	by.cells.decided(w.index, &d)
-	if !w.log.Keep(d.Verdict) {
+	if !w.log.Keep(d.Reported()) {
 		return
 	}
 	if w.now == 0 {

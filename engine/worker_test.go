@@ -1,6 +1,8 @@
 package engine
 
 import (
+	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -154,6 +156,33 @@ func TestRecords(t *testing.T) {
 				t.Errorf("verdicts (-want +got):\n%s", diff)
 			}
 		})
+	}
+}
+
+// TestAudited: a denial of an audited namespace passes as what is allowed does, is
+// recorded where denials are, and is counted by itself.
+func TestAudited(t *testing.T) {
+	t.Parallel()
+	for filter, want := range map[flow.Filter]int{flow.All: 3, flow.Denied: 2, flow.None: 0} {
+		r := newRig(t, func(c *Config) { c.Log = filter })
+		w := r.judging(auditedTree(t, allow("web", "db")))
+		for _, src := range []netip.Addr{ops4, web4, ops4} {
+			if got := w.Handle(&queue.Packet{Payload: packetOf(t, src, db4, policy.TCP, tcpPort)}); got != r.verdict(policy.Allow, epoch) {
+				t.Errorf("from %v: %+v, want allow", src, got)
+			}
+		}
+		decisions := []Decisions{
+			{policy.Ingress, policy.ReasonPolicy, policy.Allow, 1},
+			{policy.Ingress, policy.ReasonDefaultDeny, policy.Audit, 2},
+		}
+		slices.SortFunc(decisions, func(a, b Decisions) int { return int(a.Reason) - int(b.Reason) })
+		stats := r.engine.Stats()
+		if diff := cmp.Diff(decisions, stats.Decisions); diff != "" || stats.Decided(policy.Allow) != 1 {
+			t.Errorf("%v: decisions (-want +got):\n%s", filter, diff)
+		}
+		if got := len(r.records()); got != want {
+			t.Errorf("%v: %d records, want %d", filter, got, want)
+		}
 	}
 }
 

@@ -390,3 +390,39 @@ func TestMalformedObjectsDoNotHarmOthers(t *testing.T) {
 		}
 	}
 }
+
+// The annotation of a namespace takes effect when it is set, changed, and removed;
+// a mode that does not exist is told of, and enforces.
+func TestNamespaceModeIsFollowed(t *testing.T) {
+	t.Parallel()
+	a := newAPI(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop"}})
+	e := watchCluster(t, a.listers(), quick)
+	e.next()
+	<-e.reports
+	for _, step := range []struct {
+		mode   string
+		audit  bool
+		notice string
+	}{
+		{"audit", true, ""},
+		{"adit", false, `API server: Namespace shop: metadata.annotations[netverdict.io/mode]: "adit" is neither`},
+		{"audit", true, ""},
+		{"enforce", false, ""},
+	} {
+		ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop", Annotations: map[string]string{"netverdict.io/mode": step.mode}}}
+		if _, err := a.CoreV1().Namespaces().Update(t.Context(), ns, metav1.UpdateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		s, r := e.next(), <-e.reports
+		if s.Namespaces[0].Audit != step.audit {
+			t.Errorf("mode %q: audited %t", step.mode, s.Namespaces[0].Audit)
+		}
+		text := ""
+		for _, n := range r.Notices {
+			text += n.String()
+		}
+		if !strings.HasPrefix(text, step.notice) || (text == "") != (step.notice == "") {
+			t.Errorf("mode %q: notices %q, want %q", step.mode, text, step.notice)
+		}
+	}
+}

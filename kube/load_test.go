@@ -322,6 +322,31 @@ func TestNotices(t *testing.T) {
 	}
 }
 
+// A mode that nobody can read is a warning that names the namespace, and enforces.
+func TestNamespaceModes(t *testing.T) {
+	namespace := func(name, annotation string) string {
+		return "apiVersion: v1\nkind: Namespace\nmetadata: {name: " + name + ", annotations: {" + annotation + "}}\n---\n"
+	}
+	inDir(t, map[string]string{"m.yaml": namespace("a", "netverdict.io/mode: audit") + namespace("b", "netverdict.io/mode: enforce") +
+		namespace("c", "netverdict.io/mode: Audit") + namespace("d", `netverdict.io/mode: ""`) + namespace("e", "other: audit")})
+	s, report, err := Load("m.yaml", Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, ns := range s.Namespaces {
+		if ns.Audit != (ns.Name == "a") {
+			t.Errorf("namespace %s: audited %t", ns.Name, ns.Audit)
+		}
+	}
+	want := []string{
+		`m.yaml: document 3 (line 9): Namespace c: metadata.annotations[netverdict.io/mode]: "Audit" is neither audit nor enforce; its policies are enforced`,
+		`m.yaml: document 4 (line 13): Namespace d: metadata.annotations[netverdict.io/mode]: "" is neither audit nor enforce; its policies are enforced`,
+	}
+	if got := noticeTexts(report); !cmp.Equal(got, want) || report.Count(Warning) != 2 {
+		t.Errorf("%d warnings; got − want +:\n%s", report.Count(Warning), cmp.Diff(got, want))
+	}
+}
+
 func TestNoticesAreBounded(t *testing.T) {
 	inDir(t, map[string]string{"m.yaml": strings.Repeat("apiVersion: v1\nkind: Secret\n---\n", maxNotices+5)})
 	_, report, err := Load("m.yaml", Options{})

@@ -110,6 +110,8 @@ const (
 // validate checks the flags that nothing below the agent checks.
 func (o *agentOptions) validate() error {
 	switch {
+	case o.unknownPod == policy.Audit:
+		return errors.New("--unknown-pod audit: want deny or allow; it is no policy's verdict that could be audited")
 	case o.onStop != onStopOpen && o.onStop != onStopKeep:
 		return fmt.Errorf("--on-stop %q: want %s or %s", o.onStop, onStopOpen, onStopKeep)
 	case o.queues == 0:

@@ -84,6 +84,7 @@ func (s *Status) addTree(e *engine.Engine) {
 	}
 	decided := e.Stats()
 	s.Allowed, s.Denied, s.Holding = decided.Decided(policy.Allow), decided.Decided(policy.Deny), decided.HeldNow
+	s.Audited = decided.Decided(policy.Audit)
 }
 
 func (s *Status) addQueues(k *kernel, first uint16) {

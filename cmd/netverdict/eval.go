@@ -33,7 +33,8 @@ NetworkPolicies; YAML or JSON), without a cluster and without privileges.
 Each input line is one connection as a JSON object:
   {"source":"ns/pod or IP","destination":"ns/pod or IP","protocol":"TCP","port":80}
 protocol is TCP unless given; ICMP and other protocols need no port. Each output
-line repeats it and adds the verdict and, for both directions, why. Here every
+line repeats it and adds the verdict (allow, deny, or audit: denied by policies in a
+namespace that is only audited, so it passes) and, for both directions, why. Here every
 pod's policies apply, wherever it runs. A line that cannot be evaluated yields
 {"error":…,"line":N} and exit code 1 at the end; empty lines are passed over.`,
 		Example: `  echo '{"source":"shop/cart","destination":"shop/db","port":5432}' |
@@ -194,7 +195,7 @@ func evalLine(w *world, line []byte, tooLong bool) (any, error) {
 		return nil, err
 	}
 	d := w.tree.Decide(src, dst, protocol, port)
-	out.Verdict = d.Verdict
+	out.Verdict = d.Reported()
 	out.Egress, out.Ingress = flow.NewOutcome(d.Egress), flow.NewOutcome(d.Ingress)
 	return out, nil
 }

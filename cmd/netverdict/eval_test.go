@@ -45,7 +45,7 @@ func randomFlows(t *testing.T, s *policy.Snapshot, seed uint64, n int) (input, w
 		}
 		d := oracle.Decide(s, f.Src, f.Dst, f.Protocol, f.Port)
 		o := flowOut{
-			Source: f.Src.String(), Destination: f.Dst.String(), Protocol: f.Protocol.String(), Verdict: d.Verdict,
+			Source: f.Src.String(), Destination: f.Dst.String(), Protocol: f.Protocol.String(), Verdict: d.Reported(),
 			Egress: flow.NewOutcome(d.Egress), Ingress: flow.NewOutcome(d.Ingress),
 		}
 		if f.Protocol.HasPorts() {

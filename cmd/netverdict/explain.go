@@ -28,7 +28,7 @@ SOURCE and DESTINATION are namespace/pod or an IP address, IPv6 with a port as
 [address]:port. PROTOCOL is TCP unless given; protocols without ports are given
 as DESTINATION/ICMP.
 
-Exit codes: 0 allowed, 2 denied, 1 could not find out.`,
+Exit codes: 0 allowed (or audited), 2 denied, 1 could not find out.`,
 		Example: `  netverdict explain -f manifests/ shop/cart shop/db:5432
   netverdict explain -f manifests/ 192.0.2.7 '[fd00::5]:53/UDP'
   netverdict explain -f manifests/ shop/cart shop/db/ICMP`,
@@ -150,7 +150,7 @@ func writeExplanation(out io.Writer, x *policy.Explanation) error {
 		fmt.Fprintf(w, "\n%s of %s\n", side.Direction, endText(judged))
 		writeSide(w, side)
 	}
-	fmt.Fprintf(w, "\nverdict: %s: %s\n", x.Decision.Verdict, because(x))
+	fmt.Fprintf(w, "\nverdict: %s: %s\n", x.Decision.Reported(), because(x))
 	return w.Flush()
 }
 
@@ -164,7 +164,7 @@ func writeSide(w io.Writer, side policy.Side) {
 			writeRule(w, r)
 		}
 	}
-	fmt.Fprintf(w, "  %s: %s\n", side.Outcome.Verdict, reasonText(side))
+	fmt.Fprintf(w, "  %s: %s\n", side.Outcome.Reported(), reasonText(side))
 }
 
 func writeRule(w io.Writer, r policy.RuleTrace) {
@@ -234,8 +234,11 @@ func reasonText(side policy.Side) string {
 }
 
 func because(x *policy.Explanation) string {
-	if x.Decision.Verdict == policy.Deny {
+	switch {
+	case x.Decision.Verdict == policy.Deny:
 		return fmt.Sprintf("%s denies", x.Decision.Direction)
+	case x.Decision.Audit:
+		return fmt.Sprintf("%s would deny, but that namespace is only audited, so it passes", x.Decision.Direction)
 	}
 	return "both directions allow"
 }
@@ -270,7 +273,7 @@ func writeExplanationJSON(out io.Writer, x *policy.Explanation) error {
 		Source:      endpointJSON(x.Src, 0),
 		Destination: endpointJSON(x.Dst, x.Port),
 		Protocol:    x.Protocol,
-		Verdict:     x.Decision.Verdict,
+		Verdict:     x.Decision.Reported(),
 		Egress:      side(policy.Egress),
 		Ingress:     side(policy.Ingress),
 	})

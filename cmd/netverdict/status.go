@@ -43,6 +43,7 @@ type Status struct {
 	Queues     []QueueStatus `json:"queues"`
 	Allowed    uint64        `json:"allowed"` // decisions since the agent started
 	Denied     uint64        `json:"denied"`
+	Audited    uint64        `json:"audited"` // passed, though policies of audited namespaces deny them
 	Holding    int64         `json:"holding"` // packets that wait for their pod to become known
 	FlowsLost  uint64        `json:"flowsLost"`
 }
@@ -157,7 +158,7 @@ func writeStatus(out io.Writer, s *Status, output string) error {
 	}
 	line("revision", "%d, applied %s, lag %.3f s", s.Revision, timeText(s.Applied), s.LagSeconds)
 	line("policies", "%d select pods of this node; %d of its pods' addresses are policed, %d addresses known", s.Policies, s.Policed, s.Addresses)
-	line("decisions", "%d allowed, %d denied, %d packets on hold, %d flow records lost", s.Allowed, s.Denied, s.Holding, s.FlowsLost)
+	line("decisions", "%d allowed, %d denied, %d audited, %d packets on hold, %d flow records lost", s.Allowed, s.Denied, s.Audited, s.Holding, s.FlowsLost)
 	for _, q := range s.Queues {
 		line(fmt.Sprintf("queue %d", q.Number), "%d packets judged, %d waiting, %d dropped (queue full), %d dropped (buffer full)",
 			q.Packets, q.Waiting, q.QueueDropped, q.BufferDropped)

@@ -76,7 +76,7 @@ source      API server https://10.0.0.1:6443
             Pod: 12 objects at resourceVersion 99, not connected: connection refused
 revision    7, applied 2026-11-21T10:00:00Z, lag 0.250 s
 policies    3 select pods of this node; 5 of its pods' addresses are policed, 40 addresses known
-decisions   90 allowed, 10 denied, 4 packets on hold, 6 flow records lost
+decisions   90 allowed, 10 denied, 0 audited, 4 packets on hold, 6 flow records lost
 queue 8050  100 packets judged, 1 waiting, 2 dropped (queue full), 3 dropped (buffer full)
 fails       closed; on stop keep-closed; iptables nft
 `

@@ -7,7 +7,8 @@ import (
 )
 
 // Filter chooses by verdict which flows are shown: the value of --flow-log. The
-// zero Filter shows denied flows. It can back a command-line flag (TextVar).
+// zero Filter shows denied flows and those that would be, were they not only
+// audited. It can back a command-line flag (TextVar).
 type Filter uint8
 
 const (
@@ -18,7 +19,7 @@ const (
 
 var filterNames = [...]string{Denied: "denied", All: "all", None: "none"}
 
-// Keep reports whether flows of that verdict are shown. A worker may ask before
+// Keep reports whether flows of that reported verdict (Decision.Reported) are shown. A worker may ask before
 // it pushes, to spare the ring what no sink wants.
 func (f Filter) Keep(v policy.Verdict) bool {
 	switch f {

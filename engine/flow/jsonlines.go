@@ -56,7 +56,7 @@ func (j *JSONLines) Errors() uint64 { return j.failed.Load() }
 // Flows writes the records that the filter keeps.
 func (j *JSONLines) Flows(records []Record) {
 	for i := range records {
-		if !j.filter.Keep(records[i].Decision.Verdict) {
+		if !j.filter.Keep(records[i].Decision.Reported()) {
 			continue
 		}
 		j.begin(time.Unix(0, records[i].Time))

@@ -50,7 +50,7 @@ type ICMP struct {
 func NewLine(r *Record) Line {
 	l := Line{
 		Time:        time.Unix(0, r.Time).UTC(),
-		Verdict:     r.Decision.Verdict,
+		Verdict:     r.Decision.Reported(),
 		Direction:   r.Decision.Direction,
 		Protocol:    r.Protocol,
 		Source:      newEndpoint(r.Src, r.SrcPort, r.Names),

@@ -37,6 +37,9 @@ var (
 		Reason:     policy.ReasonDefaultDeny,
 		IsolatedBy: []policy.PolicyRef{ref("staging", "default-deny"), ref("staging", "dns")},
 	}
+	auditedDeny = &policy.Outcome{
+		Reason: policy.ReasonDefaultDeny, Audit: true, IsolatedBy: []policy.PolicyRef{ref("production", "default-deny")},
+	}
 	names = podNames{
 		"10.0.0.1": {Namespace: "staging", Name: "app1"},
 		"fd00::2":  {Namespace: "production", Name: "web-0"},
@@ -67,6 +70,14 @@ var goldenRecords = []struct {
 		`"source":{"ip":"fd00::1","port":5353},"destination":{"ip":"fd00::2","port":53,"namespace":"production","pod":"web-0"},` +
 		`"policy":"production/allow-web","rule":0,"egress":{"verdict":"allow","reason":"no-policy"},` +
 		`"ingress":{"verdict":"allow","reason":"policy","policy":"production/allow-web","rule":0},"cached":true,"revision":8}`},
+	{"audited at the destination", Record{
+		Time: when, Src: netip.MustParseAddr("192.0.2.7"), Dst: netip.MustParseAddr("fd00::2"), SrcPort: 5353, DstPort: 53,
+		Protocol: policy.UDP, Malformed: packet.OK, Names: names, Revision: 9,
+		Decision: policy.Decision{Verdict: policy.Allow, Audit: true, Direction: policy.Ingress, Egress: external, Ingress: auditedDeny},
+	}, `{"time":"2026-11-21T09:02:04.123456789Z","verdict":"audit","direction":"ingress","reason":"default-deny","protocol":"UDP",` +
+		`"source":{"ip":"192.0.2.7","port":5353},"destination":{"ip":"fd00::2","port":53,"namespace":"production","pod":"web-0"},` +
+		`"isolatedBy":["production/default-deny"],"egress":{"verdict":"allow","reason":"external"},` +
+		`"ingress":{"verdict":"audit","reason":"default-deny","isolatedBy":["production/default-deny"]},"revision":9}`},
 	{"ping reply", Record{
 		Time: when, Src: netip.MustParseAddr("10.0.0.1"), Dst: netip.MustParseAddr("10.0.0.2"), Protocol: policy.ICMP, Malformed: packet.OK,
 		Decision: policy.Decision{Verdict: policy.Allow, Direction: policy.Ingress, Egress: noPolicy, Ingress: noPolicy},

@@ -24,7 +24,7 @@ func NewOutcome(o *policy.Outcome) *OutcomeJSON {
 	if o == nil {
 		return nil
 	}
-	j := &OutcomeJSON{Verdict: o.Verdict, Reason: o.Reason}
+	j := &OutcomeJSON{Verdict: o.Reported(), Reason: o.Reason}
 	switch o.Reason {
 	case policy.ReasonPolicy:
 		rule := o.Rule

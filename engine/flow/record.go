@@ -15,8 +15,8 @@
 // nothing to say; fields may be added, never renamed.
 //
 //	time         RFC 3339 with nanoseconds, UTC
-//	verdict      "allow" or "deny"
-//	direction    "egress" or "ingress": the direction that decided
+//	verdict      "allow", "deny", or "audit": policies deny it, it passes all the same
+//	direction    "egress" or "ingress": the direction that decided, or would have
 //	reason       why, in that direction: "policy", "default-deny", "no-policy", …
 //	protocol     "TCP", "UDP", "SCTP", "ICMP", "ICMPv6" or a number, as a string
 //	source       {ip*, port*, namespace*, pod*}
