@@ -64,7 +64,8 @@ func (c *cells) drain(take func(*policy.Outcome, policy.Direction, uint64)) {
 }
 
 // PolicyHits counts the connections that a policy decided in user space: a rule of
-// it allowed them, or it isolates the pod and no rule of any policy allowed them.
+// it allowed them, or it isolates the pod and no rule of any policy allowed them,
+// which in an audited namespace counts as Audit.
 type PolicyHits struct {
 	// Policy is zero for all policies beyond the limit together.
 	Policy    policy.PolicyRef
@@ -146,10 +147,10 @@ func (h *hits) drainRetired() {
 
 func (h *hits) count(o *policy.Outcome, d policy.Direction, n uint64) {
 	if o.Reason == policy.ReasonPolicy {
-		h.countFor(o.Policy, d, o.Verdict, n)
+		h.countFor(o.Policy, d, o.Reported(), n)
 	}
 	for _, ref := range o.IsolatedBy {
-		h.countFor(ref, d, o.Verdict, n)
+		h.countFor(ref, d, o.Reported(), n)
 	}
 }
 
@@ -226,7 +227,8 @@ func (h *hits) appendHits(all []PolicyHits, ref policy.PolicyRef, isolates [2]bo
 	}
 	for _, d := range policy.Directions {
 		for v := range verdicts {
-			if isolates[d] || c[d][v] > 0 {
+			possible := isolates[d] && policy.Verdict(v) != policy.Audit // few namespaces are audited
+			if possible || c[d][v] > 0 {
 				all = append(all, PolicyHits{ref, d, policy.Verdict(v), c[d][v]})
 			}
 		}

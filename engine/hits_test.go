@@ -91,6 +91,17 @@ func TestPolicyHitsAreBounded(t *testing.T) {
 	demandHits(t, r, "three again", PolicyHits{ref("isolate-ops"), policy.Ingress, policy.Deny, 1}, none("isolate-ops"), others)
 }
 
+// TestPolicyHitsOfAudited: what passes only because it is audited is not counted as
+// allowed by the policy that denies it.
+func TestPolicyHitsOfAudited(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, func(c *Config) { c.PolicyLimit = 1 })
+	r.run(auditedTree(t, isolate("db")))
+	r.judge(queue.Packet{Payload: packetOf(t, web4, db4, policy.TCP, tcpPort)})
+	demandHits(t, r, "audited", PolicyHits{ref("isolate-db"), policy.Ingress, policy.Deny, 0},
+		PolicyHits{ref("isolate-db"), policy.Ingress, policy.Allow, 0}, PolicyHits{ref("isolate-db"), policy.Ingress, policy.Audit, 1})
+}
+
 // TestPolicyHitsUnderChange: no decision is lost or counted twice while trees come
 // and go and somebody reads.
 func TestPolicyHitsUnderChange(t *testing.T) {
