@@ -57,10 +57,12 @@ type Config struct {
 	// PolicyLimit is how many policies are counted by name (PolicyHits).
 	PolicyLimit int
 	// HoldLimit and HoldTime bound how many packets of pods that are not known
-	// yet wait in each queue, and for how long. The sources' tick should be well
-	// below HoldTime.
-	HoldLimit int
-	HoldTime  time.Duration
+	// yet wait in each queue, and for how long. HoldRemote is the time for pods of
+	// other nodes, whose packets only wait if they would be denied; 0 does not wait
+	// for them. The sources' tick should be well below the times.
+	HoldLimit  int
+	HoldTime   time.Duration
+	HoldRemote time.Duration
 	// VerifyEvery is how often the installed rules are checked and, if somebody
 	// removed them, put back; 0 never.
 	VerifyEvery time.Duration
@@ -102,7 +104,7 @@ func New(cfg Config) (*Engine, error) {
 			cache:   c,
 			ring:    cfg.Collector.NewRing(cfg.RingSize),
 			log:     cfg.Log,
-			hold:    hold{limit: cfg.HoldLimit, atMost: cfg.HoldTime},
+			hold:    newHold(&cfg),
 		})
 	}
 	e.hits = newHits(cfg.PolicyLimit, e.workers)
@@ -190,7 +192,7 @@ func (e *Engine) watch(ctx, alive context.Context) error {
 func (e *Engine) install(first *policy.Tree) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if err := e.cfg.Rules.Install(policed(first)); err != nil {
+	if err := e.cfg.Rules.Install(e.policed(first)); err != nil {
 		return fmt.Errorf("install rules: %w", err)
 	}
 	e.publish(first)
@@ -238,7 +240,7 @@ func (e *Engine) Apply(t *policy.Tree) (policy.Change, error) {
 		return policy.Change{}, ErrNotRunning
 	}
 	change := policy.Compare(e.by.Load().tree, t)
-	if err := e.cfg.Rules.Prepare(policed(t)); err != nil {
+	if err := e.cfg.Rules.Prepare(e.policed(t)); err != nil {
 		return change, fmt.Errorf("prepare rules: %w", err)
 	}
 	if err := e.cfg.Rules.Switch(change.Revokes || change.Audits, change.Adds); err != nil {
@@ -290,9 +292,15 @@ func (e *Engine) Tree() (*policy.Tree, uint64) {
 	return by.tree, by.serial
 }
 
-func policed(t *policy.Tree) hook.Policed {
-	return hook.Policed{
+// policed says whose packets are asked about. Those of local pods that are not
+// known are, unless they would be allowed at once.
+func (e *Engine) policed(t *policy.Tree) hook.Policed {
+	p := hook.Policed{
 		Egress:  slices.Collect(t.Policed(policy.Egress)),
 		Ingress: slices.Collect(t.Policed(policy.Ingress)),
 	}
+	if e.cfg.HoldLimit > 0 || t.UnknownPod() == policy.Deny {
+		p.Ranges, p.Known = t.LocalPodCIDRs(), slices.Collect(t.Known())
+	}
+	return p
 }

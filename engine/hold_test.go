@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"net/netip"
 	"testing"
 	"time"
 
@@ -188,5 +189,101 @@ func TestPodKnownAfterExpiry(t *testing.T) {
 	r.source.Settle()
 	if change := r.apply(lateTree(t)); !change.Adds {
 		t.Errorf("change %+v, want one that adds", change)
+	}
+}
+
+// farTree has another node, whose range contains the far pod's address; the pod
+// itself is known or not. db lets in far only, ops everybody.
+func farTree(t *testing.T, known bool) *policy.Tree {
+	s := sceneSnapshot(allow("far", "db"))
+	s.Nodes = []*policy.Node{{Name: "elsewhere", PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.2.0.0/24")}}}
+	if known {
+		far := scenePod("far", far4)
+		far.NodeName = "elsewhere"
+		s.Pods = append(s.Pods, far)
+	}
+	s.Local = func(p *policy.Pod) bool { return p.NodeName != "elsewhere" }
+	return compile(t, s)
+}
+
+var far4, stranger4 = netip.MustParseAddr("10.2.0.7"), netip.MustParseAddr("192.0.2.7")
+
+// TestHoldRemote: a packet that would be denied waits a little if its other end
+// may be a pod of another node that is not known yet. One that would be allowed
+// does not wait, nor one of an address that is no pod's.
+func TestHoldRemote(t *testing.T) {
+	t.Parallel()
+	remote := func(c *Config) { c.HoldLimit, c.HoldTime, c.HoldRemote = 4, holdTime, time.Second }
+	early := queue.Packet{Payload: packetOf(t, far4, db4, policy.TCP, tcpPort)}
+	t.Run("known in time", func(t *testing.T) {
+		t.Parallel()
+		r := newRig(t, remote)
+		r.run(farTree(t, false))
+		if a, ok := r.judge(early); ok {
+			t.Fatalf("answered %s, want hold", describe(r.marks, a))
+		}
+		r.apply(farTree(t, true))
+		r.source.Settle()
+		if a, ok := r.answer(1); !ok || a != r.verdict(policy.Allow, 2) {
+			t.Errorf("answered %t: %s, want allow in epoch 2", ok, describe(r.marks, a))
+		}
+	})
+	t.Run("never known", func(t *testing.T) {
+		t.Parallel()
+		r := newRig(t, remote)
+		r.run(farTree(t, false))
+		r.judge(early)
+		r.source.Tick(time.Now().Add(time.Second))
+		r.source.Settle()
+		if a, ok := r.answer(1); !ok || a != r.verdict(policy.Deny, 1) {
+			t.Errorf("answered %t: %s, want deny", ok, describe(r.marks, a))
+		}
+		r.demandStats("after its time", 0, 1, 1)
+	})
+	for name, p := range map[string]queue.Packet{
+		"allowed":            {Payload: packetOf(t, far4, ops4, policy.TCP, tcpPort)},
+		"no pod's":           {Payload: packetOf(t, stranger4, db4, policy.TCP, tcpPort)},
+		"known and denied":   {Payload: packetOf(t, web4, db4, policy.TCP, tcpPort)},
+		"between known pods": {Payload: packetOf(t, web4, ops4, policy.TCP, tcpPort)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t, remote)
+			r.run(farTree(t, false))
+			if _, ok := r.judge(p); !ok {
+				t.Error("waits")
+			}
+		})
+	}
+}
+
+// TestHoldIsShared: neither one source nor packets of remote pods take all the
+// room, and what they had is free again afterwards.
+func TestHoldIsShared(t *testing.T) {
+	t.Parallel()
+	const limit = 1024
+	r := newRig(t, func(c *Config) { c.HoldLimit, c.HoldTime, c.HoldRemote = limit, holdTime, time.Second })
+	r.run(farTree(t, false))
+	for round := range uint64(2) {
+		for i := range 2 * limit {
+			r.source.Inject(queue.Packet{Payload: packetFrom(t, web4, late4, policy.TCP, uint16(i), tcpPort)})
+		}
+		r.source.Settle()
+		want := uint64(limit/8) * (1 + round)
+		r.demandStats("packets of one source", limit/8, want, want-limit/8)
+		r.source.Tick(time.Now().Add(holdTime))
+		r.source.Settle()
+	}
+	before := r.engine.Stats().Held
+	for i := range 2 * limit {
+		from := netip.AddrFrom4([4]byte{10, 2, 0, byte(i)})
+		r.source.Inject(queue.Packet{Payload: packetFrom(t, from, db4, policy.TCP, uint16(i), tcpPort)})
+	}
+	r.source.Settle()
+	if got := r.engine.Stats().Held - before; got != limit/2 {
+		t.Errorf("%d packets of remote pods wait, want %d", got, limit/2)
+	}
+	if _, ok := r.judge(queue.Packet{Payload: packetOf(t, web4, late4, policy.TCP, tcpPort)}); ok {
+		t.Error("there is no room left for a local pod")
 	}
 }

@@ -52,7 +52,7 @@ func (w *worker) Handle(q *queue.Packet) queue.Answer {
 		return w.malformed(by)
 	}
 	d, hit := w.decide(by)
-	if w.hold.wants(&d) && w.keep(q) {
+	if w.keep(by, q, &d) {
 		return queue.Answer{Action: queue.Hold}
 	}
 	w.account(by, &w.packet, d, hit)

@@ -170,6 +170,7 @@ func (c *compiler) tree() *Tree {
 	t := &Tree{
 		regions:   c.classes.regions,
 		nodes:     nodeAddrs(c.snapshot),
+		ranges:    newPodRanges(c.snapshot),
 		policies:  c.policies,
 		peers:     c.peers.all,
 		classes:   c.classes,

@@ -20,6 +20,7 @@ type Tree struct {
 	outcomes  []Outcome
 	regions   *regions
 	nodes     map[netip.Addr][]string // address → node names, sorted
+	ranges    podRanges
 
 	// What explaining and comparing need, and deciding does not.
 	policies  []*parsedPolicy

@@ -39,6 +39,7 @@ type agentOptions struct {
 	queues       uint16
 	hook         hook.Config
 	queue        queue.Config
+	live         liveOptions
 }
 
 func newAgent(e env) *cobra.Command {
@@ -99,6 +100,7 @@ func (o *agentOptions) addFlags(cmd *cobra.Command) {
 	f.Uint32Var(&o.hook.ConnmarkMask, "connmark-mask", hook.DefaultConnmarkMask, "bits of the connection mark to use")
 	f.DurationVar(&o.hook.AllowTimeout, "allow-timeout", time.Minute, "how long the kernel remembers an allowed source, destination and port; 0 turns that off")
 	f.DurationVar(&o.hook.DenyTimeout, "deny-timeout", 30*time.Second, "the same for denied ones")
+	o.live.addFlags(f)
 	cmd.MarkFlagsMutuallyExclusive("manifests", "kubeconfig")
 }
 
@@ -123,7 +125,7 @@ func (o *agentOptions) validate() error {
 	case o.cacheSize < 0:
 		return fmt.Errorf("--cache-size %d: want 0 or more decisions", o.cacheSize)
 	}
-	return nil
+	return o.live.validate()
 }
 
 // source says where the objects come from. An agent does not start on manifests

@@ -38,7 +38,8 @@ type agent struct {
 	collector *flow.Collector
 	kernel    atomic.Pointer[kernel] // nil until there is a first tree
 
-	noticed map[string]bool // notices of the last snapshot; owned by watch
+	noticed  map[string]bool // notices of the last snapshot; owned by watch
+	podStart string          // owned by watch
 
 	mu    sync.Mutex
 	state agentState
@@ -103,6 +104,7 @@ func (a *agent) newEngine(queues []queue.Source) (*engine.Engine, error) {
 		Log:         o.flowLog,
 		HoldLimit:   o.holdLimit,
 		HoldTime:    o.holdTime,
+		HoldRemote:  o.live.holdRemote,
 		VerifyEvery: 15 * time.Second,
 		KeepRules:   o.onStop == onStopKeep,
 		Requested:   a.requested,
@@ -163,6 +165,7 @@ func (a *agent) watch(ctx context.Context) error {
 	return a.source.Watch(ctx,
 		func(s *policy.Snapshot, r *kube.Report) {
 			a.scope(s)
+			a.notePodRanges(s)
 			a.logNotices(r)
 			a.update(func(st *agentState) {
 				st.unread = ""

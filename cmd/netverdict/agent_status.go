@@ -72,7 +72,7 @@ func (s *Status) addTree(e *engine.Engine) {
 	if tree == nil {
 		return
 	}
-	s.Revision = revision
+	s.Revision, s.PodStart = revision, podStart(len(tree.LocalPodCIDRs()))
 	s.Policies, s.Addresses = tree.Stats().Policies, tree.Stats().Addresses
 	for range tree.Policed(policy.Egress) {
 		s.Policed++

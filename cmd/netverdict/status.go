@@ -45,7 +45,10 @@ type Status struct {
 	Denied     uint64        `json:"denied"`
 	Audited    uint64        `json:"audited"` // passed, though policies of audited namespaces deny them
 	Holding    int64         `json:"holding"` // packets that wait for their pod to become known
-	FlowsLost  uint64        `json:"flowsLost"`
+	// PodStart says what becomes of packets of this node's pods that are not known
+	// yet: held, or open because the node's pod ranges are unknown.
+	PodStart  string `json:"podStart,omitempty"`
+	FlowsLost uint64 `json:"flowsLost"`
 }
 
 // KindStatus is how far the agent knows the API server's objects of one kind.
@@ -162,6 +165,9 @@ func writeStatus(out io.Writer, s *Status, output string) error {
 	for _, q := range s.Queues {
 		line(fmt.Sprintf("queue %d", q.Number), "%d packets judged, %d waiting, %d dropped (queue full), %d dropped (buffer full)",
 			q.Packets, q.Waiting, q.QueueDropped, q.BufferDropped)
+	}
+	if s.PodStart != "" {
+		line("pod start", "%s", podStartText(s.PodStart))
 	}
 	line("fails", "%s; on stop %s; iptables %s", s.FailMode, s.OnStop, s.Backend)
 	return w.Flush()

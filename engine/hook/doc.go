@@ -10,8 +10,8 @@
 //	 4  reply direction ─────────────────────────────────▶ pass           reply
 //	 5  source address is the node's ────────────────────▶ pass           node
 //	 6  IPv6 neighbour discovery, hop limit 255 ─────────▶ pass           neighbour
-//	 7  neither end is policed: forget a connmark deny, ─▶ pass           freed, not-policed
-//	    but not for an ICMP error
+//	 7  neither end is asked about: forget a connmark ───▶ pass           freed, not-policed
+//	    deny, but not for an ICMP error
 //	 8  belongs to no connection (INVALID) ──────────────▶ drop           invalid
 //	 9  ICMP error of a flow with connmark allow ────────▶ pass           icmp-error
 //	10  in the deny set ─────────────────────────────────▶ NETVERDICT-DENY
@@ -58,7 +58,22 @@
 // that pass packets to ip6tables it comes by here. What a router has passed on has
 // lost the hop limit 255 and is no neighbour's (RFC 4861): it could carry data.
 //
-// 7 lets most packets of most nodes go. A connection that was cut while a policy
+// 7 lets most packets of most nodes go, after one look into a set for each end.
+// Each of the two sets (hash:net) has the addresses that policies isolate in its
+// direction. Besides, both have the ranges that the node's pods get their
+// addresses from, with an exception (nomatch) for each address whose pod is known
+// and not isolated. What remains of the ranges is pods that the API server has
+// not told us of yet: policies may be about them, so they are asked about, and
+// user space lets them wait. For a known pod that no policy is about this is the
+// same one look-up. Where nobody knows the ranges there are none in the sets, and
+// a pod is open until it is known.
+//
+// Prepare makes the changes after which more is asked, Finish those after which
+// less is: in between, with either tree, no packet passes that should be asked
+// about, and one that is asked about needlessly gets the answer allow. That an
+// address changes between match and nomatch is one store.
+//
+// A connection that was cut while a policy
 // was about it loses its deny mark first: rule 3 would go on dropping its
 // replies. It comes after 4 because replies have source and destination swapped.
 //

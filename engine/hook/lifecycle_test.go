@@ -269,3 +269,70 @@ func TestCallsOutOfOrderAreRefused(t *testing.T) {
 		t.Errorf("Remove before Install: %v", err)
 	}
 }
+
+// Pods that are not known are asked about; how a range comes and goes and its
+// pods become known, step by step. Between Prepare and Finish nothing is missing
+// that either list wants.
+func TestUnknownAddressesAreAskedAbout(t *testing.T) {
+	ns := newNamespace(t)
+	h := ns.installed(t, testConfig(NFT), Policed{Egress: []netip.Addr{pod4}})
+	range4, range6 := netip.MustParsePrefix("10.1.0.0/24"), netip.MustParsePrefix("fd01::/64")
+	ranges := []netip.Prefix{range4, range6}
+	for _, step := range []struct {
+		name             string
+		p                Policed
+		prepared, finish string
+	}{
+		{"the ranges become known", Policed{Egress: []netip.Addr{pod4}, Ranges: ranges, Known: []netip.Addr{pod4, other}},
+			"10.1.0.0/24 10.1.0.2 10.1.0.9 nomatch", "10.1.0.0/24 10.1.0.2 10.1.0.9 nomatch"},
+		{"a pod is isolated, another no more", Policed{Egress: []netip.Addr{other}, Ranges: ranges, Known: []netip.Addr{pod4, other}},
+			"10.1.0.0/24 10.1.0.2 10.1.0.9", "10.1.0.0/24 10.1.0.2 nomatch 10.1.0.9"},
+		{"both leave", Policed{Ranges: ranges},
+			"10.1.0.0/24 10.1.0.9", "10.1.0.0/24"},
+		{"one comes", Policed{Ranges: ranges, Known: []netip.Addr{pod4}},
+			"10.1.0.0/24", "10.1.0.0/24 10.1.0.2 nomatch"},
+		{"the whole family", Policed{Ranges: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")}, Known: []netip.Addr{pod4}},
+			"0.0.0.0/1 10.1.0.0/24 10.1.0.2 nomatch 128.0.0.0/1", "0.0.0.0/1 10.1.0.2 nomatch 128.0.0.0/1"},
+		{"no ranges", Policed{Egress: []netip.Addr{pod4}}, "0.0.0.0/1 10.1.0.2 128.0.0.0/1", "10.1.0.2"},
+	} {
+		if err := h.Prepare(step.p); err != nil {
+			t.Fatalf("%s: %v", step.name, err)
+		}
+		if got := ns.members(t, "netverdict4-egress"); got != step.prepared {
+			t.Errorf("%s: after Prepare the set has %q, want %q", step.name, got, step.prepared)
+		}
+		if err := h.Finish(); err != nil {
+			t.Fatalf("%s: %v", step.name, err)
+		}
+		if got := ns.members(t, "netverdict4-egress"); got != step.finish {
+			t.Errorf("%s: after Finish the set has %q, want %q", step.name, got, step.finish)
+		}
+		if repaired, err := h.Verify(); repaired || err != nil {
+			t.Errorf("%s: Verify: repaired %v, %v", step.name, repaired, err)
+		}
+	}
+	if err := h.Prepare(Policed{Ranges: ranges, Known: []netip.Addr{pod4, pod6}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Finish(); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := ns.members(t, "netverdict6-ingress"), "fd01::/64 fd01::2 nomatch"; got != want {
+		t.Errorf("the set of IPv6 has %q, want %q", got, want)
+	}
+	// An exception that somebody else has made is a leak, and is removed.
+	ns.run(t, "ipset add netverdict4-ingress 10.1.0.77 nomatch")
+	if repaired, err := h.Verify(); !repaired || err != nil {
+		t.Errorf("Verify with a foreign exception: repaired %v, %v", repaired, err)
+	}
+	if got, want := ns.members(t, "netverdict4-ingress"), "10.1.0.0/24 10.1.0.2 nomatch"; got != want {
+		t.Errorf("repaired to %q, want %q", got, want)
+	}
+}
+
+// members is what ipset says is in a set, on one line.
+func (n *namespace) members(t testing.TB, set string) string {
+	t.Helper()
+	lines := strings.Split(n.run(t, "ipset -o save save "+set+" | sed -n 's/^add [^ ]* //p' | sort"), "\n")
+	return strings.TrimSpace(strings.Join(lines, " "))
+}

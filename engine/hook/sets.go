@@ -3,7 +3,6 @@ package hook
 import (
 	"errors"
 	"fmt"
-	"net/netip"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -14,21 +13,33 @@ import (
 // The types of our sets, see ipset(8).
 const (
 	keyType  = "hash:ip,port,ip" // what verdicts depend on
-	addrType = "hash:ip"         // addresses of isolated pods
+	addrType = "hash:net"        // what is asked about: ranges, addresses, and exceptions (nomatch)
 )
+
+// addrRevision of hash:net is the first one with nomatch (net/netfilter/ipset/ip_set_hash_net.c).
+const addrRevision = 2
 
 // maxAddrs bounds the sets of addresses far above what a node can have.
 const maxAddrs = 1 << 20
 
-// sets manages ipsets in the namespace in which it was opened.
-type sets struct{ handle *netlink.Handle }
+// sets manages ipsets in the namespace in which it was opened. It must not be
+// used by several goroutines at once.
+type sets struct {
+	handle *netlink.Handle
+	conn   *nfnetlink
+}
 
 func openSets() (*sets, error) {
 	h, err := netlink.NewHandle(unix.NETLINK_NETFILTER)
 	if err != nil {
 		return nil, fmt.Errorf("open a netlink socket for ipset: %w (kernel option CONFIG_NETFILTER_NETLINK)", err)
 	}
-	return &sets{h}, nil
+	conn, err := dialNfnetlink()
+	if err != nil {
+		h.Close()
+		return nil, err
+	}
+	return &sets{h, conn}, nil
 }
 
 // setSpec describes one set.
@@ -46,6 +57,9 @@ func (s *sets) create(spec setSpec) error {
 		Family:      spec.family.af(),
 		Counters:    spec.counters,
 		MaxElements: spec.maxElem,
+	}
+	if spec.typename == addrType {
+		opts.Revision = addrRevision
 	}
 	if spec.timeout != 0 {
 		seconds := uint32(spec.timeout / time.Second)
@@ -65,7 +79,7 @@ func (s *sets) ensure(spec setSpec) error {
 		return err
 	case have == nil:
 		return s.create(spec)
-	case have.TypeName != spec.typename || have.Family != spec.family.af():
+	case have.typename != spec.typename || have.family != spec.family.af():
 		return fmt.Errorf("ipset %s exists, but is no %s of %v: destroy it, or choose another prefix",
 			spec.name, spec.typename, spec.family)
 	}
@@ -91,10 +105,9 @@ func (s *sets) renew(spec setSpec) error {
 	return s.empty(spec.name)
 }
 
-func (spec *setSpec) describes(have *netlink.IPSetResult) bool {
-	return have.TypeName == spec.typename && have.Family == spec.family.af() &&
-		have.MaxElements == spec.maxElem && (have.Timeout != nil) == (spec.timeout != 0) &&
-		(have.CadtFlags&nl.IPSET_FLAG_WITH_COUNTERS != 0) == spec.counters
+func (spec *setSpec) describes(have *setHeader) bool {
+	return have.typename == spec.typename && have.family == spec.family.af() &&
+		have.maxElem == spec.maxElem && have.timeout == (spec.timeout != 0) && have.counters == spec.counters
 }
 
 // empty flushes a set and makes sure that it is empty then.
@@ -106,22 +119,10 @@ func (s *sets) empty(name string) error {
 	if err != nil {
 		return err
 	}
-	if have != nil && have.NumEntries != 0 {
-		return fmt.Errorf("ipset %s has %d entries after a flush: somebody else fills it", name, have.NumEntries)
+	if have != nil && have.entries != 0 {
+		return fmt.Errorf("ipset %s has %d entries after a flush: somebody else fills it", name, have.entries)
 	}
 	return nil
-}
-
-// list returns a set with its entries, or nil if there is none.
-func (s *sets) list(name string) (*netlink.IPSetResult, error) {
-	have, err := s.handle.IpsetList(name)
-	if errors.Is(err, unix.ENOENT) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("list ipset %s: %w", name, explainSet(err))
-	}
-	return have, nil
 }
 
 // busyWait is how long destroy waits for the kernel to let go of a set: nf_tables
@@ -143,42 +144,10 @@ func (s *sets) destroy(name string) error {
 	}
 }
 
-// addrs returns the addresses in a set of addresses.
-func (s *sets) addrs(name string) (map[netip.Addr]struct{}, error) {
-	have, err := s.list(name)
-	if err != nil {
-		return nil, err
-	}
-	if have == nil {
-		return nil, fmt.Errorf("ipset %s is gone", name)
-	}
-	addrs := make(map[netip.Addr]struct{}, len(have.Entries))
-	for _, e := range have.Entries {
-		if a, ok := netip.AddrFromSlice(e.IP); ok {
-			addrs[a] = struct{}{}
-		}
-	}
-	return addrs, nil
+func (s *sets) close() {
+	s.handle.Close()
+	s.conn.close()
 }
-
-func (s *sets) add(name string, a netip.Addr) error {
-	err := s.handle.IpsetAdd(name, &netlink.IPSetEntry{IP: a.AsSlice(), Replace: true})
-	if err != nil {
-		return fmt.Errorf("add %v to ipset %s: %w", a, name, explainSet(err))
-	}
-	return nil
-}
-
-func (s *sets) remove(name string, a netip.Addr) error {
-	// Replace means not to complain about an address that is not there.
-	err := s.handle.IpsetDel(name, &netlink.IPSetEntry{IP: a.AsSlice(), Replace: true})
-	if err != nil {
-		return fmt.Errorf("remove %v from ipset %s: %w", a, name, explainSet(err))
-	}
-	return nil
-}
-
-func (s *sets) close() { s.handle.Close() }
 
 // explainSet adds the likely fix to an error of ipset.
 func explainSet(err error) error {
@@ -188,7 +157,7 @@ func explainSet(err error) error {
 	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.EOPNOTSUPP):
 		return fmt.Errorf("%w (is the module ip_set loaded? kernel option CONFIG_IP_SET)", err)
 	case errors.Is(err, nl.IPSetError(nl.IPSET_ERR_FIND_TYPE)):
-		return fmt.Errorf("%w (load the modules ip_set_hash_ip and ip_set_hash_ipportip; kernel options CONFIG_IP_SET_HASH_IP, CONFIG_IP_SET_HASH_IPPORTIP)", err)
+		return fmt.Errorf("%w (load the modules ip_set_hash_net and ip_set_hash_ipportip; kernel options CONFIG_IP_SET_HASH_NET, CONFIG_IP_SET_HASH_IPPORTIP)", err)
 	case errors.Is(err, nl.IPSetError(nl.IPSET_ERR_BUSY)):
 		return fmt.Errorf("%w (a rule of somebody else uses it: iptables-save, iptables-legacy-save and nft list ruleset show which)", err)
 	}

@@ -13,8 +13,8 @@ type stack struct {
 	sets   *sets
 
 	maxElem uint32
-	// policed is what the sets of isolated addresses contain.
-	policed isolated
+	// policed is what the sets of addresses contain.
+	policed policed
 	// attempted is a state that may be in force although its command failed.
 	attempted *state
 	// retired says that sets which no rule uses any more are not empty yet.
@@ -33,7 +33,7 @@ type change struct {
 }
 
 // install makes the kernel judge by new rules, whatever was there before.
-func (s *stack) install(epoch uint32, wanted *isolated) error {
+func (s *stack) install(epoch uint32, wanted *policed) error {
 	have, err := s.tables.read()
 	if err != nil {
 		return err
@@ -177,7 +177,7 @@ func (s *stack) renew(next *chain, ch change) error {
 }
 
 // finish cleans up after a switch.
-func (s *stack) finish(wanted *isolated) error {
+func (s *stack) finish(wanted *policed) error {
 	if err := s.emptyRetired(); err != nil {
 		return err
 	}

@@ -1,0 +1,64 @@
+package main
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/spf13/pflag"
+
+	"github.com/netverdict/netverdict/policy"
+)
+
+// liveOptions are the flags about what happens while things change: pods that
+// start, agents that come and go, floods.
+type liveOptions struct {
+	holdRemote time.Duration
+}
+
+func (o *liveOptions) addFlags(f *pflag.FlagSet) {
+	f.DurationVar(&o.holdRemote, "hold-remote", time.Second, "how long packets wait that would be denied, while an address of another node's pod range has no known pod; 0 denies them at once")
+}
+
+func (o *liveOptions) validate() error {
+	if o.holdRemote < 0 {
+		return fmt.Errorf("--hold-remote %v: want 0 or more", o.holdRemote)
+	}
+	return nil
+}
+
+// podStart says what happens to packets of this node's pods that are not known
+// yet, as status shows it.
+func podStart(ranges int) string {
+	if ranges == 0 {
+		return podStartOpen
+	}
+	return podStartHeld
+}
+
+const (
+	podStartHeld = "held"
+	podStartOpen = "open"
+)
+
+// podStartText explains it to people.
+func podStartText(state string) string {
+	if state == podStartOpen {
+		return "open until the pod is known: this node's pod ranges are not (spec.podCIDRs)"
+	}
+	return "packets of pods that are not known yet are held"
+}
+
+// notePodRanges warns when a pod of this node is open until it is known, because
+// the node's pod ranges are not: once, and again when that has changed.
+func (a *agent) notePodRanges(s *policy.Snapshot) {
+	now := podStart(len(s.LocalPodCIDRs))
+	if now == a.podStart {
+		return
+	}
+	if now == podStartOpen {
+		a.log.Warn("a pod that starts is open until it is known: no Node says which addresses this node's pods get (spec.podCIDRs); some cloud networks do not tell", "node", a.options.nodeName)
+	} else if a.podStart != "" {
+		a.log.Info("packets of pods that are not known yet are held from now on", "ranges", s.LocalPodCIDRs)
+	}
+	a.podStart = now
+}
