@@ -49,6 +49,7 @@ type network struct {
 	engine    *engine.Engine
 	collector *flow.Collector
 	flows     *flowLog
+	sinks     []flow.Sink  // beside flows, when set before the start
 	stop      func() error // ends the engine; nil before it runs
 }
 
@@ -146,7 +147,7 @@ func (n *network) start(policies ...*networkingv1.NetworkPolicy) { n.startWith(n
 func (n *network) startWith(tweak func(*options), policies ...*networkingv1.NetworkPolicy) {
 	n.t.Helper()
 	n.flows = &flowLog{}
-	n.collector = flow.NewCollector(n.flows)
+	n.collector = flow.NewCollector(append([]flow.Sink{n.flows}, n.sinks...)...)
 	o := options{
 		hook: hook.Config{
 			Backend: n.backend, IPv4: true, IPv6: true, QueueNum: queueNum,

@@ -30,7 +30,7 @@ type agentOptions struct {
 	statusSocket string
 	niceGiven    bool // --worker-nice was given, so it must be possible
 	nodeName     string
-	flowLog      flow.Filter
+	flowLog      flowLogOptions
 	onStop       string
 	unknownPod   policy.Verdict
 	holdLimit    int
@@ -55,7 +55,9 @@ kubeconfig, or, with neither, from the API server of the cluster that the agent
 runs in. The source is watched. What does not load is reported, and the last
 good policies stay in force.
 
-Flow records go to standard output as JSON lines, messages to standard error.
+Flow records go to standard output as JSON lines (or to --flow-log-file), messages
+to standard error. Repeated denials are folded into lines with a count, port scans
+too, and no more than --flow-log-rate lines are written a second.
 Needs root, or CAP_NET_ADMIN and CAP_NET_RAW, and the packages iptables and ipset.`,
 		Example: `  netverdict agent --manifests /etc/netverdict/manifests --node-name node-1
   netverdict agent --manifests manifests/ --flow-log all | jq .
@@ -80,7 +82,7 @@ func (o *agentOptions) addFlags(cmd *cobra.Command) {
 	f.StringVar(&o.nodeName, "node-name", os.Getenv("NODE_NAME"), "enforce for the pods with this spec.nodeName (default $NODE_NAME); with manifests and without a name, for every pod")
 	f.StringVar(&o.health, "health-address", "", "`address` to serve /healthz and /readyz on, such as 127.0.0.1:8051; none by default")
 	f.StringVar(&o.statusSocket, "status-socket", "", "`path` of a unix socket for netverdict status, such as "+defaultStatusSocket+"; none by default")
-	f.TextVar(&o.flowLog, "flow-log", flow.Denied, "which flows to print: denied, all or none; all turns the kernel's allow set off, so that each connection is seen")
+	o.flowLog.addFlags(cmd)
 	f.StringVar(&o.onStop, "on-stop", onStopOpen, "what stays when the agent stops: open removes the rules, keep-closed leaves them and new connections wait or fail")
 	f.TextVar(&o.unknownPod, "unknown-pod", policy.Deny, "verdict for addresses of this node's pod range that no known pod holds: deny or allow")
 	f.IntVar(&o.holdLimit, "hold-limit", 1024, "packets of such addresses that wait for their pod, per queue; 0 decides them at once")
@@ -125,7 +127,7 @@ func (o *agentOptions) validate() error {
 	case o.cacheSize < 0:
 		return fmt.Errorf("--cache-size %d: want 0 or more decisions", o.cacheSize)
 	}
-	return o.live.validate()
+	return errors.Join(o.live.validate(), o.flowLog.validate())
 }
 
 // source says where the objects come from. An agent does not start on manifests
@@ -143,7 +145,7 @@ func (o *agentOptions) run(ctx context.Context, e env) error {
 	if err := o.validate(); err != nil {
 		return err
 	}
-	if o.flowLog == flow.All {
+	if o.flowLog.filter == flow.All {
 		o.hook.AllowTimeout = 0
 	}
 	o.hook.QueueCount, o.queue.FailOpen = o.queues, o.hook.FailOpen

@@ -24,7 +24,7 @@ import (
 //
 //	source.Watch ─▶ newest (the last snapshot only) ─▶ Compile ─▶ engine.Run, then Apply
 //	                                                                 │
-//	queues ─▶ engine workers ─▶ rings ─▶ collector ─▶ JSON lines ◀───┘
+//	queues ─▶ engine workers ─▶ rings ─▶ collector ─▶ flow log   ◀───┘
 type agent struct {
 	options *agentOptions
 	log     *slog.Logger
@@ -80,10 +80,13 @@ func (a *agent) update(change func(*agentState)) {
 // serve runs until ctx ends or a part fails.
 func (a *agent) serve(ctx context.Context, e env) error {
 	a.requested = func() bool { return ctx.Err() != nil }
-	a.collector = flow.NewCollector(flow.NewJSONLines(e.stdout, a.options.flowLog, func(err error) {
-		a.log.Error("the flow log cannot be written; flows are lost until it can", "error", err)
-	}))
-	err := a.work(ctx)
+	flowLog, closer, err := a.options.flowLog.open(e, a.log)
+	if err != nil {
+		return err
+	}
+	defer closer.Close()
+	a.collector = flow.NewCollector(flowLog)
+	err = a.work(ctx)
 	flush, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 	defer cancel()
 	if flushErr := a.collector.Close(flush); flushErr != nil {
@@ -101,7 +104,7 @@ func (a *agent) newEngine(queues []queue.Source) (*engine.Engine, error) {
 		CacheSize:   o.cacheSize,
 		RingSize:    8192,
 		Collector:   a.collector,
-		Log:         o.flowLog,
+		Log:         o.flowLog.filter,
 		HoldLimit:   o.holdLimit,
 		HoldTime:    o.holdTime,
 		HoldRemote:  o.live.holdRemote,

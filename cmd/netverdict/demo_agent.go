@@ -40,7 +40,7 @@ type demoAgent struct {
 func startAgent(node *netlab.Node, executable, manifests string, log flow.Filter, onFlow func(flow.Line)) (*demoAgent, error) {
 	a := &demoAgent{ended: make(chan struct{})}
 	// The agent has its own end: it must get the chance to remove its rules.
-	a.cmd = node.Command(context.Background(), executable, "agent", "--manifests", manifests, "--flow-log", log.String())
+	a.cmd = node.Command(context.Background(), executable, "agent", "--manifests", manifests, "--flow-log", log.String(), "--flow-log-fold", "0")
 	flows, stdout := io.Pipe()
 	messages, stderr := io.Pipe()
 	a.cmd.Stdout, a.cmd.Stderr = stdout, stderr

@@ -15,6 +15,8 @@ const (
 	// the rings: it bounds the wake-ups producers pay for to 200 a second, and
 	// the delay of the log to something nobody sees.
 	linger = 5 * time.Millisecond
+	// tickEvery is how often a Ticker's Tick is called.
+	tickEvery = time.Second
 )
 
 // Sink shows or forwards flow records. The collector calls it from one
@@ -29,10 +31,21 @@ type Sink interface {
 	Lost(n uint64, now time.Time)
 }
 
+// Ticker is a Sink with something to do when time passes. Calls come from the
+// collector's goroutine, as all others do.
+type Ticker interface {
+	// Tick is called every second, also while nothing comes.
+	Tick(now time.Time)
+	// Finish is called after everything else, when the collector is closed.
+	Finish(now time.Time)
+}
+
 // Collector moves records from the workers' rings to the sinks.
 type Collector struct {
-	sinks []Sink
-	wake  *waker
+	sinks   []Sink
+	tickers []Ticker         // those of the sinks that are
+	ticks   <-chan time.Time // nil without tickers
+	wake    *waker
 
 	mu    sync.Mutex
 	rings []*Ring
@@ -56,6 +69,14 @@ func NewCollector(sinks ...Sink) *Collector {
 		wake:  newWaker(),
 		stop:  make(chan struct{}),
 		done:  make(chan struct{}),
+	}
+	for _, s := range sinks {
+		if t, ok := s.(Ticker); ok {
+			c.tickers = append(c.tickers, t)
+		}
+	}
+	if len(c.tickers) > 0 {
+		c.ticks = time.NewTicker(tickEvery).C // collected with the collector
 	}
 	go c.run()
 	return c
@@ -113,6 +134,12 @@ func (c *Collector) run() {
 		c.pause()
 	}
 	c.drain(c.heads())
+	if c.abandon.Load() {
+		return // nobody waits for it, and a sink is known to block
+	}
+	for _, t := range c.tickers {
+		t.Finish(time.Now())
+	}
 }
 
 // sleep waits until a ring has records; false means that Close was called.
@@ -125,8 +152,26 @@ func (c *Collector) sleep() bool {
 	select {
 	case <-c.wake.c:
 		return true
+	case now := <-c.ticks:
+		c.tick(now)
+		return true
 	case <-c.stop:
 		return false
+	}
+}
+
+func (c *Collector) tick(now time.Time) {
+	for _, t := range c.tickers {
+		t.Tick(now)
+	}
+}
+
+// tickIfDue is for when there is no time to sleep.
+func (c *Collector) tickIfDue() {
+	select {
+	case now := <-c.ticks:
+		c.tick(now)
+	default:
 	}
 }
 
@@ -156,6 +201,7 @@ func (c *Collector) drain(until []uint64) {
 			moved += c.hand(r, n)
 		}
 		c.reportLost()
+		c.tickIfDue()
 		if moved == 0 || (until == nil && c.stopped()) {
 			return
 		}

@@ -186,3 +186,30 @@ func TestCloseWhilePushing(t *testing.T) {
 		t.Errorf("%d records left, want the last echo", e.ring.Len())
 	}
 }
+
+// ticking is a sink that counts its ticks.
+type ticking struct {
+	memory
+	ticks, finished atomic.Uint64
+}
+
+func (s *ticking) Tick(time.Time)   { s.ticks.Add(1) }
+func (s *ticking) Finish(time.Time) { s.finished.Add(1) }
+
+// TestTicks: a Ticker is called while nothing comes, while the rings never run
+// empty, and at the end.
+func TestTicks(t *testing.T) {
+	idle := &ticking{}
+	c := NewCollector(idle)
+	eventually(t, "a tick in an idle collector", func() bool { return idle.ticks.Load() > 0 })
+	closeCollector(t, c)
+	if n := idle.finished.Load(); n != 1 {
+		t.Errorf("finished %d times", n)
+	}
+	busy, e := &ticking{}, &echo{}
+	c = NewCollector(e, busy)
+	e.ring = c.NewRing(64)
+	e.ring.Push(&Record{})
+	eventually(t, "a tick in a busy collector", func() bool { return busy.ticks.Load() > 0 })
+	closeCollector(t, c)
+}

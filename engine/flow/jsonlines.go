@@ -1,7 +1,6 @@
 package flow
 
 import (
-	"bytes"
 	"fmt"
 	"io"
 	"sync/atomic"
@@ -27,14 +26,32 @@ type JSONLines struct {
 
 	// Owned by the collector's goroutine.
 	buf     []byte
-	lostLen int    // bytes at the start of buf that are a lost line
-	lost    uint64 // to be announced by the next lost line
-	midLine bool   // a failed write left the writer in the middle of a line
+	lines   []bufferedLine // of buf, in order
+	lost    uint64         // to be announced by the next lost line
+	midLine bool           // a failed write left the writer in the middle of a line
 
 	written, failed atomic.Uint64
 }
 
-var _ Sink = (*JSONLines)(nil)
+// bufferedLine is a line that waits to be written.
+type bufferedLine struct {
+	kind  lineKind
+	end   int    // of the line with its line feed, in the buffer
+	flows uint64 // that it tells of
+}
+
+type lineKind uint8
+
+const (
+	flowLine lineKind = iota
+	lostLine
+	withheldLine
+)
+
+var (
+	_ Sink  = (*JSONLines)(nil)
+	_ Stage = (*JSONLines)(nil)
+)
 
 // NewJSONLines returns a sink that writes what the filter keeps to w. report is
 // called once, from the collector's goroutine, with the first write error; nil
@@ -56,17 +73,27 @@ func (j *JSONLines) Errors() uint64 { return j.failed.Load() }
 // Flows writes the records that the filter keeps.
 func (j *JSONLines) Flows(records []Record) {
 	for i := range records {
-		if !j.filter.Keep(records[i].Decision.Reported()) {
-			continue
-		}
-		j.begin(time.Unix(0, records[i].Time))
-		line := NewLine(&records[i])
-		j.buf = append(line.AppendJSON(j.buf), '\n')
-		if len(j.buf) >= flushLen {
-			j.flush()
+		if j.filter.Keep(records[i].Decision.Reported()) {
+			j.Flow(&records[i], nil)
 		}
 	}
-	j.flush()
+	j.Flush()
+}
+
+// Flow writes one record, whatever the filter says: the stages before this one
+// have asked theirs. It is in the log after Flush.
+func (j *JSONLines) Flow(r *Record, folded *Folded) {
+	line, flows := NewLine(r), uint64(1)
+	if folded != nil {
+		line.fold(folded)
+		flows = folded.Count
+	}
+	j.append(&line, bufferedLine{kind: flowLine, flows: flows})
+}
+
+// Withheld writes a withheld line.
+func (j *JSONLines) Withheld(flows, lines uint64, now time.Time) {
+	j.append(&Line{Time: now, Withheld: flows, Lines: lines}, bufferedLine{kind: withheldLine, flows: flows})
 }
 
 // Lost writes a lost line. Losses are counted before the filter, because what
@@ -77,7 +104,21 @@ func (j *JSONLines) Lost(n uint64, now time.Time) {
 	}
 	j.lost += n
 	j.begin(now)
-	j.flush()
+	j.Flush()
+}
+
+func (j *JSONLines) append(line *Line, b bufferedLine) {
+	j.begin(line.Time)
+	j.render(line, b)
+	if len(j.buf) >= flushLen {
+		j.Flush()
+	}
+}
+
+func (j *JSONLines) render(line *Line, b bufferedLine) {
+	j.buf = append(line.AppendJSON(j.buf), '\n')
+	b.end = len(j.buf)
+	j.lines = append(j.lines, b)
 }
 
 // begin starts the buffer: with the end of a line that was cut, then with the
@@ -90,14 +131,12 @@ func (j *JSONLines) begin(now time.Time) {
 		j.buf = append(j.buf, '\n')
 	}
 	if j.lost > 0 {
-		line := Line{Time: now, Lost: j.lost}
-		j.buf = append(line.AppendJSON(j.buf), '\n')
-		j.lostLen = len(j.buf)
+		j.render(&Line{Time: now, Lost: j.lost}, bufferedLine{kind: lostLine, flows: j.lost})
 	}
 }
 
-// flush writes the buffer and settles what became of its lines.
-func (j *JSONLines) flush() {
+// Flush writes the buffer and settles what became of its lines.
+func (j *JSONLines) Flush() {
 	if len(j.buf) == 0 {
 		return
 	}
@@ -110,27 +149,27 @@ func (j *JSONLines) flush() {
 	if n > 0 {
 		j.midLine = j.buf[n-1] != '\n'
 	}
-	j.buf, j.lostLen = j.buf[:0], 0
+	j.buf, j.lines = j.buf[:0], j.lines[:0]
 	if err != nil {
 		j.fail(err)
 	}
 }
 
-var newline = []byte{'\n'}
-
 // settle counts which lines of the buffer are in the log now that its first n
 // bytes were written. A line that lacks only its line feed is: begin adds it.
+// Flows that a cut line told of are lost, those that were withheld too.
 func (j *JSONLines) settle(n int) {
-	if j.lostLen > 0 && n >= j.lostLen-1 {
-		j.lost = 0
+	for _, l := range j.lines {
+		whole := n >= l.end-1
+		switch {
+		case whole && l.kind == flowLine:
+			j.written.Add(1)
+		case whole && l.kind == lostLine:
+			j.lost -= l.flows
+		case !whole && l.kind != lostLine:
+			j.lost += l.flows
+		}
 	}
-	head := j.lostLen
-	if head == 0 && j.midLine {
-		head = 1 // the line feed that ends the cut line
-	}
-	done := min(max(n, head)+1, len(j.buf))
-	j.written.Add(uint64(bytes.Count(j.buf[head:done], newline)))
-	j.lost += uint64(bytes.Count(j.buf[done:], newline))
 }
 
 func (j *JSONLines) fail(err error) {

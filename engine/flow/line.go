@@ -10,7 +10,8 @@ import (
 )
 
 // Line is one line of the flow log; the package comment describes its fields.
-// When Lost is not 0 the line reports a loss, and only Time and Lost are set.
+// When Lost or Withheld is not 0 the line reports what is missing from the log,
+// and only Time, Lost, Withheld and Lines are set.
 type Line struct {
 	Time        time.Time        `json:"time"`
 	Verdict     policy.Verdict   `json:"verdict"`
@@ -29,7 +30,24 @@ type Line struct {
 	Malformed   packet.State     `json:"malformed,omitempty"` // never packet.OK
 	Cached      bool             `json:"cached,omitempty"`
 	Revision    uint64           `json:"revision,omitempty"`
-	Lost        uint64           `json:"lost,omitempty"`
+	// Count, First, Last and Ports are set when the line stands for several flows.
+	Count uint64    `json:"count,omitempty"`
+	First time.Time `json:"first,omitzero"`
+	Last  time.Time `json:"last,omitzero"`
+	Ports *Ports    `json:"ports,omitempty"`
+
+	Lost     uint64 `json:"lost,omitempty"`
+	Withheld uint64 `json:"withheld,omitempty"`
+	Lines    uint64 `json:"lines,omitempty"` // that the withheld flows would have been
+}
+
+// Flows returns how many decided flows the line tells of, apart from those that
+// it says are missing.
+func (l *Line) Flows() uint64 {
+	if l.Lost+l.Withheld > 0 {
+		return 0
+	}
+	return max(l.Count, 1)
 }
 
 // Endpoint is one end of a flow.
@@ -99,8 +117,13 @@ var _ json.Marshaler = Line{}
 // control characters and no invalid UTF-8, whatever the fields hold.
 func (l *Line) AppendJSON(b []byte) []byte {
 	b = append(b, '{')
-	if l.Lost > 0 {
+	switch {
+	case l.Lost > 0:
 		b = appendUintField(b, "lost", l.Lost)
+		return append(l.appendTime(b), '}')
+	case l.Withheld > 0:
+		b = appendUintField(b, "withheld", l.Withheld)
+		b = appendUintField(b, "lines", l.Lines)
 		return append(l.appendTime(b), '}')
 	}
 	b = l.appendTime(b)
@@ -118,7 +141,7 @@ func (l *Line) AppendJSON(b []byte) []byte {
 	if l.Ingress != nil {
 		b = l.Ingress.appendJSON(appendKey(b, "ingress"))
 	}
-	return append(l.appendPacket(b), '}')
+	return append(l.appendFold(l.appendPacket(b)), '}')
 }
 
 // appendPacket appends what is known of the packet beside its addresses.
@@ -144,9 +167,28 @@ func (l *Line) appendPacket(b []byte) []byte {
 	return b
 }
 
-func (l *Line) appendTime(b []byte) []byte {
-	b = append(appendKey(b, "time"), '"')
-	b = l.Time.UTC().AppendFormat(b, time.RFC3339Nano)
+// appendFold appends what makes a line stand for several flows.
+func (l *Line) appendFold(b []byte) []byte {
+	if l.Count != 0 {
+		b = appendUintField(b, "count", l.Count)
+	}
+	if !l.First.IsZero() {
+		b = appendTimeField(b, "first", l.First)
+	}
+	if !l.Last.IsZero() {
+		b = appendTimeField(b, "last", l.Last)
+	}
+	if l.Ports != nil {
+		b = l.Ports.appendJSON(appendKey(b, "ports"))
+	}
+	return b
+}
+
+func (l *Line) appendTime(b []byte) []byte { return appendTimeField(b, "time", l.Time) }
+
+func appendTimeField(b []byte, key string, t time.Time) []byte {
+	b = append(appendKey(b, key), '"')
+	b = t.UTC().AppendFormat(b, time.RFC3339Nano)
 	return append(b, '"')
 }
 
@@ -165,4 +207,10 @@ func (e *Endpoint) appendJSON(b []byte) []byte {
 		b = appendStringField(b, "pod", e.Pod)
 	}
 	return append(b, '}')
+}
+
+// fold makes the line stand for several flows.
+func (l *Line) fold(f *Folded) {
+	l.Count, l.Ports = f.Count, f.Ports
+	l.First, l.Last = time.Unix(0, f.First).UTC(), time.Unix(0, f.Last).UTC()
 }

@@ -215,6 +215,8 @@ func FuzzReadJSON(f *testing.F) {
 	for _, g := range goldenRecords {
 		f.Add([]byte(g.want))
 	}
+	f.Add([]byte(`{"withheld":7,"lines":2,"time":"2026-11-21T09:02:04.5Z"}`))
+	f.Add([]byte(`{"time":"2026-11-21T09:02:04Z","count":3,"first":"2026-11-21T09:02:04+01:00","ports":{"distinct":-1,"ranges":["\u001b","1-2"],"more":1}}`))
 	f.Add([]byte(`{"lost":18446744073709551615,"time":"2026-11-21T09:02:04.5+14:00"}`))
 	f.Add([]byte(`{"time":"0000-01-01T00:00:00+01:00"}` + "\n" + `{"time":"2026-11-21T09:02:04Z","source":{"ip":"fe80::1%\u001b"},"isolatedBy":[]}`))
 	f.Fuzz(func(t *testing.T, in []byte) {

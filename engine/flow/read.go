@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"time"
 
 	"github.com/netverdict/netverdict/engine/packet"
 )
@@ -23,12 +24,18 @@ func ParseLine(b []byte) (Line, error) {
 	if err := json.Unmarshal(b, &l); err != nil {
 		return Line{}, err
 	}
-	l.Time = l.Time.UTC()
-	if l.Time.IsZero() || l.Time.Year() < 0 || l.Time.Year() > 9999 {
-		return Line{}, errors.New("no usable time: not a flow log line")
+	for _, t := range []*time.Time{&l.Time, &l.First, &l.Last} {
+		if *t = t.UTC(); t.Year() < 0 || t.Year() > 9999 {
+			return Line{}, fmt.Errorf("no usable time %v: not a flow log line", *t)
+		}
 	}
-	if l.Lost > 0 {
+	switch {
+	case l.Time.IsZero():
+		return Line{}, errors.New("no usable time: not a flow log line")
+	case l.Lost > 0:
 		return Line{Time: l.Time, Lost: l.Lost}, nil
+	case l.Withheld > 0:
+		return Line{Time: l.Time, Withheld: l.Withheld, Lines: l.Lines}, nil
 	}
 	if l.Malformed == packet.OK {
 		return Line{}, fmt.Errorf("malformed: %q is the state of a good packet", l.Malformed)

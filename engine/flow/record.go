@@ -1,8 +1,8 @@
 // Package flow carries what was decided off the packet path and shows it.
 //
 //	worker ──Push──▶ Ring ─┐
-//	worker ──Push──▶ Ring ─┼─▶ Collector ──▶ Sink (JSONLines on stdout, …)
-//	worker ──Push──▶ Ring ─┘
+//	worker ──Push──▶ Ring ─┼─▶ Collector ─┬─▶ Fold ─▶ Limit ─▶ JSONLines (the flow log)
+//	worker ──Push──▶ Ring ─┘              └─▶ other Sinks
 //
 // A worker only ever copies a Record into its own Ring: no lock, no wait, no
 // allocation. When the ring is full, because a sink is slow or stdout blocks,
@@ -32,8 +32,25 @@
 //	cached*      true when the answer came from the flow cache
 //	revision*    serial of the tree that decided
 //
-// A line {"lost": n, "time": …} says that n flows are missing from the log
-// before that time.
+// Repeated denials are folded. The first of a kind (source and destination
+// address, protocol, destination port, deciding policy) is written at once;
+// those that follow become one line an interval, with these fields, where time
+// is that of the last, and the source port is absent:
+//
+//	count*       flows that the line stands for; 1 when absent
+//	first*       time of the first of them
+//	last*        time of the last of them
+//	ports*       {distinct*, ranges, more*} of destination ports, when there are
+//	             many (a port scan); destination then has no port. ranges is a list
+//	             of "80" and "8000-8080"; more counts the ranges left out; without
+//	             distinct, ranges are examples
+//
+// A line {"withheld": n, "lines": m, "time": …} says that n flows, which would
+// have been m lines, are missing from the log before that time because there
+// were too many lines. A line {"lost": n, "time": …} says that n flows are
+// missing because nobody took them in time. The counts of all lines, the
+// withheld and the lost add up to the flows that the filter keeps; lost ones are
+// counted before the filter.
 package flow
 
 import (
