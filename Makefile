@@ -103,9 +103,10 @@ integration: deps-test ## Tests on the real kernel, in network namespaces of the
 	$(call gotest,integration,-race -count=1 -p 2 -timeout 15m,$(KERNEL))
 integration: export CGO_ENABLED = 1
 
-control-plane: deps-test ## Tests with a real etcd and kube-apiserver: the API-server source, deploy/ (first build 4 to 7 minutes)
+control-plane: deps-test ## Tests with a real etcd and kube-apiserver: the API-server source, deploy/, a cluster in a box (first build 4 to 7 minutes)
 	cd kube/kubetest && go test -count=1 -timeout 30m ./...
 	cd deploy/test && go test -count=1 -timeout 30m ./...
+	cd bench/netlab/cluster && go test -count=1 -timeout 30m ./...
 
 fuzz: ## Every fuzz target for FUZZTIME
 	$(call fuzz,$(FUZZTIME))

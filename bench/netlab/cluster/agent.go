@@ -1,0 +1,235 @@
+//go:build linux
+
+package cluster
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/netverdict/netverdict/bench/netlab"
+)
+
+// Agent is one run of `netverdict agent` on a node.
+type Agent struct {
+	Name   string   // "node-1 agent 2"
+	Args   []string // of the process
+	Node   *Node
+	Stdout *Output // the flow log, for flow.ReadJSON, unless an argument changes that
+	Stderr *Output // the messages
+
+	cmd    *netlab.Cmd
+	socket string         // --status-socket
+	health netip.AddrPort // --health-address
+	done   chan struct{}  // closed when the process has ended; then err is valid
+	err    error
+}
+
+// agentGrace is how long an agent may take to end by itself.
+const agentGrace = 30 * time.Second
+
+// StartAgent starts an agent with the arguments of deploy/install.yaml, then those
+// of Options.AgentArgs, then the given ones; the last of a kind wins. Status socket
+// and health address differ between the agents of a node. It does not wait until
+// the agent is ready. The agent dies with the cluster at the latest.
+func (n *Node) StartAgent(args ...string) (*Agent, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.started++
+	a := &Agent{Name: fmt.Sprintf("%s agent %d", n.Name(), n.started), Node: n, done: make(chan struct{})}
+	base := filepath.Join(n.dir, fmt.Sprintf("agent-%d", n.started))
+	a.socket = base + ".sock"
+	a.health = netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), uint16(8050+n.started))
+	a.Args = slices.Concat(n.deployedArgs(), []string{
+		"--kubeconfig=" + n.cluster.agentKubeconfig(),
+		"--status-socket=" + a.socket,
+		"--health-address=" + a.health.String(),
+	}, n.cluster.opts.AgentArgs, args)
+	a.cmd = n.Command(context.Background(), n.cluster.binary, a.Args...)
+	if err := a.start(base); err != nil {
+		return nil, fmt.Errorf("start %s: %w", a.Name, err)
+	}
+	n.agents = append(n.agents, a)
+	go a.wait()
+	return a, nil
+}
+
+// deployedArgs are install.yaml's. Paths that are a directory of the pod there are
+// one of the node here.
+func (n *Node) deployedArgs() []string {
+	var args []string
+	for _, arg := range n.cluster.agentArgs {
+		arg = strings.ReplaceAll(arg, "$(NODE_NAME)", n.Name())
+		args = append(args, strings.ReplaceAll(arg, "/run/netverdict", n.dir))
+	}
+	return args
+}
+
+// start gives the process files to write to: it never waits for a reader.
+func (a *Agent) start(base string) error {
+	stdout, err := os.Create(base + ".stdout")
+	if err != nil {
+		return err
+	}
+	defer stdout.Close() // the process has its own descriptor
+	stderr, err := os.Create(base + ".stderr")
+	if err != nil {
+		return err
+	}
+	defer stderr.Close()
+	a.Stdout, a.Stderr = &Output{path: stdout.Name()}, &Output{path: stderr.Name()}
+	a.cmd.Stdout, a.cmd.Stderr = stdout, stderr
+	return a.cmd.Start()
+}
+
+func (a *Agent) wait() {
+	a.err = a.cmd.Wait()
+	a.Node.mu.Lock()
+	a.Node.agents = slices.DeleteFunc(a.Node.agents, func(o *Agent) bool { return o == a })
+	a.Node.mu.Unlock()
+	close(a.done)
+}
+
+// Pid is the number of the process.
+func (a *Agent) Pid() int { return a.cmd.Process.Pid }
+
+// Done is closed when the process has ended.
+func (a *Agent) Done() <-chan struct{} { return a.done }
+
+// ExitError is how it ended, once Done is closed; nil is exit code 0.
+func (a *Agent) ExitError() error { return a.err }
+
+// AwaitReady waits until /readyz says that the first tree is enforced. It fails
+// with the end of the messages when the agent ends, or ctx does.
+func (a *Agent) AwaitReady(ctx context.Context) error {
+	client := &http.Client{Transport: &http.Transport{DialContext: a.Node.DialContext, DisableKeepAlives: true}}
+	err := poll(ctx, a.Name+" to be ready", func() (bool, error) {
+		select {
+		case <-a.done:
+			return false, fmt.Errorf("it ended: %w", a.err)
+		default:
+		}
+		attempt, cancel := context.WithTimeout(ctx, 2*time.Second)
+		defer cancel()
+		req, err := http.NewRequestWithContext(attempt, http.MethodGet, "http://"+a.health.String()+"/readyz", http.NoBody)
+		if err != nil {
+			return false, err
+		}
+		resp, err := client.Do(req)
+		if err != nil {
+			return false, nil // it does not listen yet
+		}
+		defer resp.Body.Close()
+		return resp.StatusCode == http.StatusOK, nil
+	})
+	if err != nil {
+		return fmt.Errorf("%w\nthe end of what it says:\n%s", err, a.Stderr.tail())
+	}
+	return nil
+}
+
+// Signal sends a signal to the process.
+func (a *Agent) Signal(sig os.Signal) error { return a.cmd.Process.Signal(sig) }
+
+// Stop asks the agent to end, and waits for it. It is an error if it does not, or
+// not with exit code 0.
+func (a *Agent) Stop() error {
+	if err := a.Signal(unix.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return fmt.Errorf("stop %s: %w", a.Name, err)
+	}
+	select {
+	case <-a.done:
+	case <-time.After(agentGrace):
+		a.Kill()
+		return fmt.Errorf("stop %s: it still ran %v after SIGTERM", a.Name, agentGrace)
+	}
+	if a.err != nil {
+		return fmt.Errorf("stop %s: %w\nthe end of what it says:\n%s", a.Name, a.err, a.Stderr.tail())
+	}
+	return nil
+}
+
+// Kill ends the agent as kill -9 does, and waits until it is gone.
+func (a *Agent) Kill() {
+	_ = a.cmd.Process.Kill() // fails only if it has ended
+	<-a.done
+}
+
+// RestartAgent stops all agents of the node, starts one and waits until it is
+// ready.
+func (n *Node) RestartAgent(ctx context.Context, args ...string) (*Agent, error) {
+	for _, a := range n.Agents() {
+		if err := a.Stop(); err != nil {
+			return nil, err
+		}
+	}
+	a, err := n.StartAgent(args...)
+	if err != nil {
+		return nil, err
+	}
+	return a, a.AwaitReady(ctx)
+}
+
+// Netverdict runs a verb on the node and returns its standard output.
+func (n *Node) Netverdict(ctx context.Context, args ...string) ([]byte, error) {
+	return n.Command(ctx, n.cluster.binary, args...).Output()
+}
+
+// Status is what tests read of `netverdict status -o json`.
+type Status struct {
+	Enforcing  bool    `json:"enforcing"`
+	Problem    string  `json:"problem"`
+	Revision   uint64  `json:"revision"`
+	Policies   int     `json:"policies"`
+	Addresses  int     `json:"addresses"`
+	Policed    int     `json:"policed"`
+	LagSeconds float64 `json:"lagSeconds"`
+	Cluster    []struct {
+		Kind            string `json:"kind"`
+		Objects         int    `json:"objects"`
+		Connected       bool   `json:"connected"`
+		ResourceVersion string `json:"resourceVersion"`
+	} `json:"cluster"`
+	Queues []struct {
+		Number        uint16 `json:"number"`
+		Packets       uint64 `json:"packets"`
+		QueueDropped  uint32 `json:"queueDropped"`
+		BufferDropped uint32 `json:"bufferDropped"`
+	} `json:"queues"`
+	Allowed   uint64 `json:"allowed"`
+	Denied    uint64 `json:"denied"`
+	FlowsLost uint64 `json:"flowsLost"`
+}
+
+// Connected reports whether all kinds are being watched.
+func (s *Status) Connected() bool {
+	for _, k := range s.Cluster {
+		if !k.Connected {
+			return false
+		}
+	}
+	return len(s.Cluster) > 0
+}
+
+// Status asks the agent through `netverdict status`.
+func (a *Agent) Status(ctx context.Context) (*Status, error) {
+	out, err := a.Node.Netverdict(ctx, "status", "--socket", a.socket, "-o", "json")
+	var s Status
+	if decodeErr := json.Unmarshal(out, &s); decodeErr != nil { // exit code 2 is an answer, too
+		return nil, fmt.Errorf("status of %s: %w", a.Name, errors.Join(err, decodeErr))
+	}
+	return &s, nil
+}
+
+// Socket is the agent's --status-socket, for `netverdict status --socket`.
+func (a *Agent) Socket() string { return a.socket }
