@@ -65,6 +65,7 @@ func (q *Queue) receive() (int, error) {
 
 // answerBatch judges the datagrams just received and sends the answers.
 func (q *Queue) answerBatch(n int, h Handler) error {
+	q.startClock()
 	q.judged = 0
 	for i := range n {
 		for b := q.in.datagram(i); len(b) > 0; {
@@ -82,8 +83,23 @@ func (q *Queue) answerBatch(n int, h Handler) error {
 	if err := q.send(); err != nil {
 		return err
 	}
+	q.stopClock()
 	h.BatchEnd()
 	return q.send()
+}
+
+// startClock times the batch at hand, if it is one that is timed: the first is.
+func (q *Queue) startClock() {
+	q.timed = q.counters.batches.Load()%timedBatches == 1
+	if q.timed {
+		q.began = time.Since(q.opened)
+	}
+}
+
+func (q *Queue) stopClock() {
+	if q.timed {
+		q.counters.latencies.observe(time.Since(q.opened)-q.began, q.judged)
+	}
 }
 
 // take deals with one message; q.pkt is the packet in it, if it is one.

@@ -209,9 +209,11 @@ func (m *Memory) answerBatch(h Handler) {
 	if len(batch) == 0 {
 		return
 	}
+	began := time.Now()
 	for i := range batch {
 		m.answer(batch[i].ID, m.ask(h, &batch[i]))
 	}
+	m.counters.latencies.observe(time.Since(began), uint64(len(batch)))
 	m.counters.batches.Add(1)
 	m.counters.packets.Add(uint64(len(batch)))
 	h.BatchEnd()

@@ -28,10 +28,11 @@ func Open(cfg Config) (*Queue, error) {
 		return nil, err
 	}
 	q := &Queue{
-		cfg:  cfg,
-		in:   newReceiver(cfg.Batch, cfg.CopyRange),
-		out:  newAnswers(cfg.Num, cfg.Batch),
-		done: make(chan struct{}),
+		opened: time.Now(),
+		cfg:    cfg,
+		in:     newReceiver(cfg.Batch, cfg.CopyRange),
+		out:    newAnswers(cfg.Num, cfg.Batch),
+		done:   make(chan struct{}),
 	}
 	// Without the table the drop counters stay zero; that is no reason not to enforce.
 	q.table, _ = openProcTable()

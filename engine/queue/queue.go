@@ -22,14 +22,19 @@ type Queue struct {
 	raw     syscall.RawConn // of file
 	table   *procTable
 	copySeq uint32 // nlmsg_seq of the request that set the copy mode
+	// opened is where the loop's clock starts: time.Since reads the monotonic clock
+	// alone, at half the price of time.Now.
+	opened time.Time
 
 	// Owned by the loop's thread.
 	fd       int
 	in       *receiver
 	out      answers
 	pkt      Packet
-	lastID   uint32 // of the packet read last
-	judged   uint64 // packets of this batch that Handle was called for
+	lastID   uint32        // of the packet read last
+	judged   uint64        // packets of this batch that Handle was called for
+	timed    bool          // this batch
+	began    time.Duration // since opened, if timed
 	nextTick time.Time
 	failed   error // of a send during Release, returned by the loop's next one
 

@@ -31,7 +31,8 @@ type Stats struct {
 	// because its interface went down. nil when there were none.
 	Errors map[unix.Errno]uint64
 
-	Kernel KernelStats
+	Latency Latency
+	Kernel  KernelStats
 }
 
 // KernelStats is the queue's line in /proc/net/netfilter/nfnetlink_queue
@@ -58,6 +59,7 @@ type counters struct {
 	released, malformed, unidentified atomic.Uint64
 	overruns, sendRetries             atomic.Uint64
 	errors                            [errnoSlots]atomic.Uint64
+	latencies                         latencies
 }
 
 // countError counts an errno the kernel sent; those without a name share slot 0.
@@ -81,6 +83,7 @@ func (c *counters) stats() Stats {
 		Unidentified: c.unidentified.Load(),
 		Overruns:     c.overruns.Load(),
 		SendRetries:  c.sendRetries.Load(),
+		Latency:      c.latencies.stats(),
 	}
 	for e := range c.errors {
 		if n := c.errors[e].Load(); n > 0 {
