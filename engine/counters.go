@@ -46,6 +46,9 @@ type Stats struct {
 	// many ever did; HoldExpired how many were decided without it.
 	HeldNow           int64
 	Held, HoldExpired uint64
+	// Epoch is in the marks of the verdicts that are given now: it changes, and
+	// comes round, with every replacement of the rules.
+	Epoch uint32
 }
 
 // Decided returns how many decisions had a reported verdict.
@@ -76,6 +79,9 @@ func (e *Engine) Stats() Stats {
 		s.HeldNow += w.counters.heldNow.Load()
 		s.Held += w.counters.held.Load()
 		s.HoldExpired += w.counters.expired.Load()
+	}
+	if by := e.by.Load(); by != nil {
+		s.Epoch = by.epoch
 	}
 	return s
 }

@@ -230,6 +230,7 @@ func TestStats(t *testing.T) {
 			{policy.Ingress, policy.ReasonNoPolicy, policy.Allow, 1},
 		},
 		CacheHits: 1, CacheMisses: 5, // the second look admits, the third hits
+		Epoch: epoch,
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("stats (-want +got):\n%s", diff)

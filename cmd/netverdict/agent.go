@@ -16,6 +16,7 @@ import (
 
 	"github.com/netverdict/netverdict/engine/flow"
 	"github.com/netverdict/netverdict/engine/hook"
+	"github.com/netverdict/netverdict/engine/metrics"
 	"github.com/netverdict/netverdict/engine/queue"
 	"github.com/netverdict/netverdict/kube"
 	"github.com/netverdict/netverdict/policy"
@@ -40,6 +41,7 @@ type agentOptions struct {
 	hook         hook.Config
 	queue        queue.Config
 	live         liveOptions
+	metrics      metricsOptions
 }
 
 func newAgent(e env) *cobra.Command {
@@ -103,6 +105,7 @@ func (o *agentOptions) addFlags(cmd *cobra.Command) {
 	f.DurationVar(&o.hook.AllowTimeout, "allow-timeout", time.Minute, "how long the kernel remembers an allowed source, destination and port; 0 turns that off")
 	f.DurationVar(&o.hook.DenyTimeout, "deny-timeout", 30*time.Second, "the same for denied ones")
 	o.live.addFlags(f)
+	o.metrics.addFlags(f)
 	cmd.MarkFlagsMutuallyExclusive("manifests", "kubeconfig")
 }
 
@@ -127,7 +130,7 @@ func (o *agentOptions) validate() error {
 	case o.cacheSize < 0:
 		return fmt.Errorf("--cache-size %d: want 0 or more decisions", o.cacheSize)
 	}
-	return errors.Join(o.live.validate(), o.flowLog.validate())
+	return errors.Join(o.live.validate(), o.flowLog.validate(), o.metrics.validate())
 }
 
 // source says where the objects come from. An agent does not start on manifests
@@ -166,7 +169,7 @@ func (o *agentOptions) run(ctx context.Context, e env) error {
 	if err != nil {
 		return err
 	}
-	a := &agent{options: o, log: log, source: src, rules: rules, newest: make(chan *policy.Snapshot, 1)}
+	a := &agent{options: o, log: log, source: src, rules: rules, newest: make(chan news, 1), changes: metrics.NewChanges()}
 	return a.serve(ctx, e)
 }
 

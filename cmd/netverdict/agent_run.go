@@ -15,6 +15,7 @@ import (
 	"github.com/netverdict/netverdict/engine"
 	"github.com/netverdict/netverdict/engine/flow"
 	"github.com/netverdict/netverdict/engine/hook"
+	"github.com/netverdict/netverdict/engine/metrics"
 	"github.com/netverdict/netverdict/engine/queue"
 	"github.com/netverdict/netverdict/kube"
 	"github.com/netverdict/netverdict/policy"
@@ -30,11 +31,13 @@ type agent struct {
 	log     *slog.Logger
 	source  source
 	rules   *hook.Hook
-	newest  chan *policy.Snapshot // holds the last snapshot that was not built yet
+	newest  chan news // holds the last snapshot that was not built yet
+	changes *metrics.Changes
 	// requested reports whether the agent was told to stop, and does not stop
 	// because a part of it failed.
 	requested func() bool
 
+	flowLog   *flow.Log
 	collector *flow.Collector
 	kernel    atomic.Pointer[kernel] // nil until there is a first tree
 
@@ -57,9 +60,17 @@ type kernel struct {
 type agentState struct {
 	enforcing bool
 	applied   time.Time
-	waiting   time.Time // since when the newest snapshot waits to be enforced; zero: none does
+	waiting   time.Time // when the oldest change came that a snapshot shows and that is not enforced; zero: none
+	newest    time.Time // the same of the last snapshot alone
 	unread    string    // why the source's newest state is not known; empty: it is
 	unapplied string    // why the newest snapshot is not enforced
+}
+
+// news is a snapshot that is to be enforced, and when the first change came that it
+// shows and the one before does not.
+type news struct {
+	snapshot *policy.Snapshot
+	since    time.Time
 }
 
 // problem says what keeps the newest state from being enforced.
@@ -85,6 +96,7 @@ func (a *agent) serve(ctx context.Context, e env) error {
 		return err
 	}
 	defer closer.Close()
+	a.flowLog = flowLog
 	a.collector = flow.NewCollector(flowLog)
 	err = a.work(ctx)
 	flush, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
@@ -105,6 +117,7 @@ func (a *agent) newEngine(queues []queue.Source) (*engine.Engine, error) {
 		RingSize:    8192,
 		Collector:   a.collector,
 		Log:         o.flowLog.filter,
+		PolicyLimit: o.metrics.policies,
 		HoldLimit:   o.holdLimit,
 		HoldTime:    o.holdTime,
 		HoldRemote:  o.live.holdRemote,
@@ -149,6 +162,9 @@ func (a *agent) work(ctx context.Context) error {
 	if a.options.statusSocket != "" {
 		group.Go(func() error { return serveStatus(ctx, a.options.statusSocket, a.status, a.log) })
 	}
+	if a.options.metrics.address != "" {
+		group.Go(func() error { return a.serveMetrics(ctx) })
+	}
 	group.Go(func() error {
 		err := a.enforce(ctx, group)
 		if err == nil && ctx.Err() == nil {
@@ -170,16 +186,19 @@ func (a *agent) watch(ctx context.Context) error {
 			a.scope(s)
 			a.notePodRanges(s)
 			a.logNotices(r)
+			n := news{s, changedAt(a.source)}
 			a.update(func(st *agentState) {
 				st.unread = ""
 				if st.waiting.IsZero() {
-					st.waiting = time.Now()
+					st.waiting = n.since
 				}
 				select {
-				case <-a.newest:
+				case unbuilt := <-a.newest:
+					n.since = unbuilt.since
 				default:
 				}
-				a.newest <- s // there is room: nobody else sends
+				st.newest = n.since
+				a.newest <- n // there is room: nobody else sends
 			})
 		},
 		func(err error) { a.problem(err, func(st *agentState) { st.unread = err.Error() }) })
@@ -269,40 +288,51 @@ func (a *agent) firstTree(ctx context.Context) (*policy.Tree, error) {
 	select {
 	case <-ctx.Done():
 		return nil, nil
-	case s := <-a.newest:
-		tree, err := policy.Compile(s)
-		if err != nil {
-			return nil, fmt.Errorf("compile what %s says: %w", a.source, err)
-		}
-		return tree, nil
+	case n := <-a.newest:
+		return a.compile(n.snapshot)
 	}
+}
+
+func (a *agent) compile(s *policy.Snapshot) (*policy.Tree, error) {
+	start := time.Now()
+	tree, err := policy.Compile(s)
+	if err != nil {
+		return nil, fmt.Errorf("compile what %s says: %w", a.source, err)
+	}
+	a.changes.Compiled(time.Since(start))
+	return tree, nil
 }
 
 // build compiles and applies snapshots, one at a time. What cannot be applied
 // is tried again until it can or something newer has come.
 func (a *agent) build(ctx context.Context, e *engine.Engine) error {
 	var retry <-chan time.Time
-	var s *policy.Snapshot
+	var n news
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case s = <-a.newest:
+		case newer := <-a.newest:
+			if retry != nil { // it also brings what could not be applied
+				newer.since = n.since
+			}
+			n = newer
 		case <-retry:
 		}
 		retry = nil
-		if err := a.apply(e, s); err != nil {
+		if err := a.apply(e, n); err != nil {
+			a.changes.Failed()
 			a.problem(err, func(st *agentState) { st.unapplied = err.Error() })
 			retry = time.After(time.Second)
 		}
 	}
 }
 
-func (a *agent) apply(e *engine.Engine, s *policy.Snapshot) error {
+func (a *agent) apply(e *engine.Engine, n news) error {
 	start := time.Now()
-	tree, err := policy.Compile(s)
+	tree, err := a.compile(n.snapshot)
 	if err != nil {
-		return fmt.Errorf("compile what %s says: %w", a.source, err)
+		return err
 	}
 	compiled := time.Since(start)
 	change, err := e.Apply(tree)
@@ -312,6 +342,8 @@ func (a *agent) apply(e *engine.Engine, s *policy.Snapshot) error {
 	if err != nil {
 		return err
 	}
+	a.changes.Applied(time.Since(start)-compiled, change)
+	a.changes.Enforced(time.Since(n.since))
 	a.enforced(tree)
 	a.log.Info("enforcing a new state", "policies", tree.Stats().Policies, "addresses", tree.Stats().Addresses,
 		"revokes", change.Revokes, "adds", change.Adds, "compile", compiled, "total", time.Since(start))
@@ -322,8 +354,9 @@ func (a *agent) apply(e *engine.Engine, s *policy.Snapshot) error {
 func (a *agent) enforced(t *policy.Tree) {
 	a.update(func(st *agentState) {
 		st.enforcing, st.applied, st.unapplied = true, time.Now(), ""
-		if len(a.newest) == 0 {
-			st.waiting = time.Time{}
+		st.waiting = time.Time{}
+		if len(a.newest) > 0 {
+			st.waiting = st.newest
 		}
 	})
 	for _, c := range t.Conflicts() {

@@ -210,7 +210,7 @@ func TestDemoAgentFails(t *testing.T) {
 	if err := os.WriteFile(agent, []byte("#!/bin/sh\necho 'no queue today' >&2\nexit 3\n"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	_, err := runDemo(t, agent, metrics())
+	_, err := runDemo(t, agent, metricsStory())
 	if err == nil || errors.Is(err, errAnswerNo) {
 		t.Fatalf("error %v, want one for exit code %d", err, exitFailed)
 	}

@@ -7,7 +7,7 @@ import (
 
 // demoStories are the stories in the order in which they are told.
 func demoStories() []story {
-	return []story{threeApps(), environments(), egress(), overIPv6(), metrics()}
+	return []story{threeApps(), environments(), egress(), overIPv6(), metricsStory()}
 }
 
 func threeApps() story {
@@ -138,7 +138,7 @@ func overIPv6() story {
 	}
 }
 
-func metrics() story {
+func metricsStory() story {
 	return story{
 		key:   "e",
 		title: "UDP: measurements from agents only, by port and port range",

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
@@ -39,6 +40,17 @@ type clusterSource struct {
 }
 
 func (s *clusterSource) String() string { return "API server " + s.host }
+
+// changedAt is when the oldest change came that the snapshot at hand is the first to
+// show; it is to be called from onSnapshot. Files do not say when they changed.
+func changedAt(s source) time.Time {
+	if c, ok := s.(*clusterSource); ok {
+		if pending := c.Status().Pending(); !pending.IsZero() {
+			return pending
+		}
+	}
+	return time.Now()
+}
 
 // newClusterSource uses a kubeconfig, or without one the service account of the
 // pod that this process runs in.
