@@ -2,7 +2,9 @@ package flow
 
 import (
 	"encoding/json"
+	"maps"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/netverdict/netverdict/engine/packet"
@@ -11,7 +13,7 @@ import (
 
 // Line is one line of the flow log; the package comment describes its fields.
 // When Lost or Withheld is not 0 the line reports what is missing from the log,
-// and only Time, Lost, Withheld and Lines are set.
+// and only Time, Node, Lost, Withheld and Lines are set.
 type Line struct {
 	Time        time.Time        `json:"time"`
 	Verdict     policy.Verdict   `json:"verdict"`
@@ -36,6 +38,7 @@ type Line struct {
 	Last  time.Time `json:"last,omitzero"`
 	Ports *Ports    `json:"ports,omitempty"`
 
+	Node     string `json:"node,omitempty"` // whose agent says so, where several do
 	Lost     uint64 `json:"lost,omitempty"`
 	Withheld uint64 `json:"withheld,omitempty"`
 	Lines    uint64 `json:"lines,omitempty"` // that the withheld flows would have been
@@ -56,6 +59,8 @@ type Endpoint struct {
 	Port      uint16     `json:"port,omitempty"`      // host byte order
 	Namespace string     `json:"namespace,omitempty"` // with Pod: who held the address
 	Pod       string     `json:"pod,omitempty"`
+	// Labels of the pod. The agent's log leaves them out; the flows verb has them.
+	Labels map[string]string `json:"labels,omitempty"`
 }
 
 // ICMP is the message's type and code.
@@ -120,11 +125,11 @@ func (l *Line) AppendJSON(b []byte) []byte {
 	switch {
 	case l.Lost > 0:
 		b = appendUintField(b, "lost", l.Lost)
-		return append(l.appendTime(b), '}')
+		return append(l.appendNode(l.appendTime(b)), '}')
 	case l.Withheld > 0:
 		b = appendUintField(b, "withheld", l.Withheld)
 		b = appendUintField(b, "lines", l.Lines)
-		return append(l.appendTime(b), '}')
+		return append(l.appendNode(l.appendTime(b)), '}')
 	}
 	b = l.appendTime(b)
 	b = appendStringField(b, "verdict", l.Verdict.String())
@@ -141,7 +146,7 @@ func (l *Line) AppendJSON(b []byte) []byte {
 	if l.Ingress != nil {
 		b = l.Ingress.appendJSON(appendKey(b, "ingress"))
 	}
-	return append(l.appendFold(l.appendPacket(b)), '}')
+	return append(l.appendNode(l.appendFold(l.appendPacket(b))), '}')
 }
 
 // appendPacket appends what is known of the packet beside its addresses.
@@ -184,6 +189,13 @@ func (l *Line) appendFold(b []byte) []byte {
 	return b
 }
 
+func (l *Line) appendNode(b []byte) []byte {
+	if l.Node != "" {
+		b = appendStringField(b, "node", l.Node)
+	}
+	return b
+}
+
 func (l *Line) appendTime(b []byte) []byte { return appendTimeField(b, "time", l.Time) }
 
 func appendTimeField(b []byte, key string, t time.Time) []byte {
@@ -205,6 +217,17 @@ func (e *Endpoint) appendJSON(b []byte) []byte {
 	}
 	if e.Pod != "" {
 		b = appendStringField(b, "pod", e.Pod)
+	}
+	if len(e.Labels) > 0 {
+		b = append(appendKey(b, "labels"), '{')
+		for i, key := range slices.Sorted(maps.Keys(e.Labels)) {
+			if i > 0 {
+				b = append(b, ',')
+			}
+			b = append(appendString(b, key), ':')
+			b = appendString(b, e.Labels[key])
+		}
+		b = append(b, '}')
 	}
 	return append(b, '}')
 }

@@ -201,7 +201,7 @@ func TestReadJSON(t *testing.T) {
 
 func TestReadJSONBounded(t *testing.T) {
 	var errs []error
-	for _, err := range ReadJSON(strings.NewReader("{}\n" + strings.Repeat("x", maxLineLen+1))) {
+	for _, err := range ReadJSON(strings.NewReader("{}\n" + strings.Repeat("x", MaxLineLen+1))) {
 		errs = append(errs, err)
 	}
 	if len(errs) != 2 || !strings.Contains(errs[1].Error(), "line 2: ") || !strings.Contains(errs[1].Error(), "too long") {
@@ -215,6 +215,7 @@ func FuzzReadJSON(f *testing.F) {
 	for _, g := range goldenRecords {
 		f.Add([]byte(g.want))
 	}
+	f.Add([]byte(`{"time":"2026-11-21T09:02:04Z","node":"n\u0007","source":{"labels":{"b":"2","a\"":"\u001b"}}}`))
 	f.Add([]byte(`{"withheld":7,"lines":2,"time":"2026-11-21T09:02:04.5Z"}`))
 	f.Add([]byte(`{"time":"2026-11-21T09:02:04Z","count":3,"first":"2026-11-21T09:02:04+01:00","ports":{"distinct":-1,"ranges":["\u001b","1-2"],"more":1}}`))
 	f.Add([]byte(`{"lost":18446744073709551615,"time":"2026-11-21T09:02:04.5+14:00"}`))

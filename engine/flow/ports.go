@@ -3,6 +3,7 @@ package flow
 import (
 	"math/bits"
 	"strconv"
+	"strings"
 )
 
 // maxRanges bounds the port ranges on a line: an nmap scan in random order that
@@ -35,6 +36,26 @@ func (p *Ports) appendJSON(b []byte) []byte {
 		b = appendIntField(b, "more", int64(p.More))
 	}
 	return append(b, '}')
+}
+
+// MayHave reports whether a port is among them; when not all of them are listed,
+// any may be.
+func (p *Ports) MayHave(port uint16) bool {
+	if p.More > 0 || p.Distinct == 0 {
+		return true
+	}
+	for _, r := range p.Ranges {
+		first, last, isRange := strings.Cut(r, "-")
+		if !isRange {
+			last = first
+		}
+		low, err := strconv.ParseUint(first, 10, 16)
+		high, err2 := strconv.ParseUint(last, 10, 16)
+		if err == nil && err2 == nil && low <= uint64(port) && uint64(port) <= high {
+			return true
+		}
+	}
+	return false
 }
 
 // portSet is a set of port numbers: 8 KiB, whatever is in it.

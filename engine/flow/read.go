@@ -13,9 +13,9 @@ import (
 	"github.com/netverdict/netverdict/engine/packet"
 )
 
-// maxLineLen bounds a line that is read, in bytes: an isolatedBy list of
+// MaxLineLen bounds a line that is read, in bytes: an isolatedBy list of
 // thousands of policies fits, a file that is no flow log does not fill memory.
-const maxLineLen = 4 << 20
+const MaxLineLen = 4 << 20
 
 // ParseLine reads one line as AppendJSON renders it. Fields it does not know
 // are skipped, so that a log of a newer version can be read.
@@ -33,9 +33,9 @@ func ParseLine(b []byte) (Line, error) {
 	case l.Time.IsZero():
 		return Line{}, errors.New("no usable time: not a flow log line")
 	case l.Lost > 0:
-		return Line{Time: l.Time, Lost: l.Lost}, nil
+		return Line{Time: l.Time, Node: l.Node, Lost: l.Lost}, nil
 	case l.Withheld > 0:
-		return Line{Time: l.Time, Withheld: l.Withheld, Lines: l.Lines}, nil
+		return Line{Time: l.Time, Node: l.Node, Withheld: l.Withheld, Lines: l.Lines}, nil
 	}
 	if l.Malformed == packet.OK {
 		return Line{}, fmt.Errorf("malformed: %q is the state of a good packet", l.Malformed)
@@ -49,7 +49,7 @@ func ParseLine(b []byte) (Line, error) {
 func ReadJSON(r io.Reader) iter.Seq2[Line, error] {
 	return func(yield func(Line, error) bool) {
 		s := bufio.NewScanner(r)
-		s.Buffer(nil, maxLineLen)
+		s.Buffer(nil, MaxLineLen)
 		n := 0
 		for s.Scan() {
 			n++

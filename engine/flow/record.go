@@ -19,8 +19,9 @@
 //	direction    "egress" or "ingress": the direction that decided, or would have
 //	reason       why, in that direction: "policy", "default-deny", "no-policy", …
 //	protocol     "TCP", "UDP", "SCTP", "ICMP", "ICMPv6" or a number, as a string
-//	source       {ip*, port*, namespace*, pod*}
-//	destination  {ip*, port*, namespace*, pod*}
+//	source       {ip*, port*, namespace*, pod*, labels*}; labels is an object, and
+//	             only netverdict flows writes it
+//	destination  the same
 //	policy*      "namespace/name", when reason is "policy"
 //	rule*        index in spec.ingress or spec.egress, when reason is "policy"
 //	isolatedBy*  list of "namespace/name", when reason is "default-deny"
@@ -31,6 +32,7 @@
 //	malformed*   why the packet could not be decoded (packet.State)
 //	cached*      true when the answer came from the flow cache
 //	revision*    serial of the tree that decided
+//	node*        whose agent decided; only netverdict flows writes it
 //
 // Repeated denials are folded. The first of a kind (source and destination
 // address, protocol, destination port, deciding policy) is written at once;
