@@ -41,6 +41,12 @@ type Rules interface {
 	Remove() error
 }
 
+// Log chooses by verdict which flows are recorded, at the moment of the decision: a
+// flow.Filter always the same ones, a *flow.Demand what is wanted just then.
+type Log interface {
+	Keep(policy.Verdict) bool
+}
+
 // Config wires an engine.
 type Config struct {
 	Rules   Rules
@@ -53,7 +59,8 @@ type Config struct {
 	// sinks; a power of two.
 	RingSize  int
 	Collector *flow.Collector
-	Log       flow.Filter
+	// Log says which flows are recorded; nil records the denied ones.
+	Log Log
 	// PolicyLimit is how many policies are counted by name (PolicyHits).
 	PolicyLimit int
 	// HoldLimit and HoldTime bound how many packets of pods that are not known
@@ -89,6 +96,9 @@ type Engine struct {
 
 // New makes an engine. Nothing happens before Run.
 func New(cfg Config) (*Engine, error) {
+	if cfg.Log == nil {
+		cfg.Log = flow.Denied
+	}
 	e := &Engine{cfg: cfg}
 	for i, s := range cfg.Sources {
 		c, err := newCache(cfg.CacheSize)

@@ -31,7 +31,7 @@ type worker struct {
 	packet   packet.Packet
 	cache    *cache
 	ring     *flow.Ring
-	log      flow.Filter
+	log      Log
 	counters counters
 	rests    atomic.Uint64 // times between two packets, when it judged by nothing
 	hold     hold

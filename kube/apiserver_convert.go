@@ -81,6 +81,8 @@ func (c *podConverter) row(pod *corev1.Pod) row[*policy.Pod] {
 	value.NamespacedName = r.name
 	value.Labels = c.labels.set(value.Labels)
 	value.NodeName = c.labels.text(value.NodeName)
+	value.Workload.Kind = c.labels.text(value.Workload.Kind)
+	value.Workload.Name = c.labels.text(value.Workload.Name)
 	for i := range value.Ports {
 		value.Ports[i].Name = c.labels.text(value.Ports[i].Name)
 	}
@@ -173,7 +175,7 @@ func sameNode(a, b *policy.Node) bool {
 }
 
 func samePod(a, b *policy.Pod) bool {
-	return a.NodeName == b.NodeName && a.HostNetwork == b.HostNetwork && a.Phase == b.Phase &&
+	return a.NodeName == b.NodeName && a.HostNetwork == b.HostNetwork && a.Phase == b.Phase && a.Workload == b.Workload &&
 		a.Created.Equal(b.Created) && slices.Equal(a.Addrs, b.Addrs) && slices.Equal(a.HostAddrs, b.HostAddrs) &&
 		slices.Equal(a.Ports, b.Ports) && maps.Equal(a.Labels, b.Labels)
 }

@@ -60,6 +60,7 @@ func PodFromAPI(pod *corev1.Pod) (*policy.Pod, error) {
 		Phase:          podPhase(pod.Status.Phase),
 		Created:        pod.CreationTimestamp.Time,
 		Ports:          namedPorts(&pod.Spec),
+		Workload:       workloadOf(pod),
 	}, nil
 }
 

@@ -71,6 +71,14 @@ type Pod struct {
 	Phase       Phase
 	Created     time.Time // metadata.creationTimestamp
 	Ports       []ContainerPort
+	Workload    Workload // what made it; decisions do not look at it
+}
+
+// Workload names what a pod belongs to, in the pod's namespace: a Deployment, a
+// CronJob, … A pod of its own has the zero Workload.
+type Workload struct {
+	Kind string `json:"kind"`
+	Name string `json:"name"`
 }
 
 // ContainerPort is a named container port, what a policy's named port resolves to.

@@ -42,6 +42,7 @@ type agentOptions struct {
 	queue        queue.Config
 	live         liveOptions
 	metrics      metricsOptions
+	hubble       hubbleOptions
 }
 
 func newAgent(e env) *cobra.Command {
@@ -106,6 +107,7 @@ func (o *agentOptions) addFlags(cmd *cobra.Command) {
 	f.DurationVar(&o.hook.DenyTimeout, "deny-timeout", 30*time.Second, "the same for denied ones")
 	o.live.addFlags(f)
 	o.metrics.addFlags(f)
+	o.hubble.addFlags(cmd)
 	cmd.MarkFlagsMutuallyExclusive("manifests", "kubeconfig")
 }
 
@@ -130,7 +132,7 @@ func (o *agentOptions) validate() error {
 	case o.cacheSize < 0:
 		return fmt.Errorf("--cache-size %d: want 0 or more decisions", o.cacheSize)
 	}
-	return errors.Join(o.live.validate(), o.flowLog.validate(), o.metrics.validate())
+	return errors.Join(o.live.validate(), o.flowLog.validate(), o.metrics.validate(), o.hubble.validate())
 }
 
 // source says where the objects come from. An agent does not start on manifests

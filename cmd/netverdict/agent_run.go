@@ -26,6 +26,7 @@ import (
 //	source.Watch ─▶ newest (the last snapshot only) ─▶ Compile ─▶ engine.Run, then Apply
 //	                                                                 │
 //	queues ─▶ engine workers ─▶ rings ─▶ collector ─▶ flow log   ◀───┘
+//	                                              └─▶ hubble server ◀─ subscribers
 type agent struct {
 	options *agentOptions
 	log     *slog.Logger
@@ -38,7 +39,9 @@ type agent struct {
 	requested func() bool
 
 	flowLog   *flow.Log
+	demand    flow.Demand // what the sinks want
 	collector *flow.Collector
+	flows     *flowServer            // nil: not served
 	kernel    atomic.Pointer[kernel] // nil until there is a first tree
 
 	noticed  map[string]bool // notices of the last snapshot; owned by watch
@@ -97,7 +100,16 @@ func (a *agent) serve(ctx context.Context, e env) error {
 	}
 	defer closer.Close()
 	a.flowLog = flowLog
-	a.collector = flow.NewCollector(flowLog)
+	a.demand.Want(a.options.flowLog.filter)
+	sinks := []flow.Sink{flowLog}
+	if a.flows, err = a.openHubble(ctx); err != nil {
+		return err
+	}
+	if a.flows != nil {
+		defer a.flows.close()
+		sinks = append(sinks, a.flows)
+	}
+	a.collector = flow.NewCollector(sinks...)
 	err = a.work(ctx)
 	flush, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 	defer cancel()
@@ -116,7 +128,7 @@ func (a *agent) newEngine(queues []queue.Source) (*engine.Engine, error) {
 		CacheSize:   o.cacheSize,
 		RingSize:    8192,
 		Collector:   a.collector,
-		Log:         o.flowLog.filter,
+		Log:         &a.demand,
 		PolicyLimit: o.metrics.policies,
 		HoldLimit:   o.holdLimit,
 		HoldTime:    o.holdTime,
@@ -165,6 +177,9 @@ func (a *agent) work(ctx context.Context) error {
 	if a.options.metrics.address != "" {
 		group.Go(func() error { return a.serveMetrics(ctx) })
 	}
+	if a.flows != nil {
+		a.flows.serve(ctx, group)
+	}
 	group.Go(func() error {
 		err := a.enforce(ctx, group)
 		if err == nil && ctx.Err() == nil {
@@ -185,6 +200,7 @@ func (a *agent) watch(ctx context.Context) error {
 		func(s *policy.Snapshot, r *kube.Report) {
 			a.scope(s)
 			a.notePodRanges(s)
+			a.tellNodes(s)
 			a.logNotices(r)
 			n := news{s, changedAt(a.source)}
 			a.update(func(st *agentState) {
