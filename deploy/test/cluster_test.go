@@ -3,6 +3,7 @@ package deploytest
 import (
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -310,11 +311,39 @@ func TestAgentAsInstalled(t *testing.T) {
 	if err != nil || !json.Valid([]byte(out)) {
 		t.Errorf("netverdict status -o json: %v\n%s", err, out)
 	}
+	checkMetrics(t)
 
 	terminate(t, r)
 	said := cleanup(t)
 	if left := leftovers(t); len(left) != 0 {
 		t.Errorf("after cleanup, which said\n%s\nthere still are:\n%s", said, strings.Join(left, "\n"))
+	}
+}
+
+// checkMetrics asks the port that install.yaml opens.
+func checkMetrics(t *testing.T) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://127.0.0.1:8052/metrics", http.NoBody)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil || resp.StatusCode != http.StatusOK {
+		t.Errorf("metrics: %s, %v", resp.Status, err)
+	}
+	for _, want := range []string{
+		"netverdict_enforcing 1\n", `netverdict_source_connected{kind="NetworkPolicy"} 1`, `netverdict_policed_addresses{direction="ingress"} 1`,
+		`netverdict_policy_hits_total{direction="ingress",kind="NetworkPolicy",namespace="shop",policy="nobody",verdict="deny"} 0`,
+		`netverdict_rule_packets_total{purpose="queue"}`,
+	} {
+		if !strings.Contains(string(text), want) {
+			t.Errorf("metrics lack %q:\n%s", want, text)
+		}
 	}
 }
 
