@@ -15,9 +15,12 @@ import (
 
 const (
 	defaultCoalesce = 20 * time.Millisecond
+	// settle is how long a change after quiet times waits for others that were
+	// made with it.
+	settle = 2 * time.Millisecond
 	// defaultRetryMax lets a node converge within two seconds of the return of its
 	// API server. client-go's own reflectors would pause for up to a minute.
-	defaultRetryMax = time.Second
+	defaultRetryMax = 600 * time.Millisecond
 )
 
 // ClusterOptions say how a cluster is watched. The zero ClusterOptions are the
@@ -25,12 +28,12 @@ const (
 type ClusterOptions struct {
 	// NodeName is the node this process runs on; Status shows its Node object.
 	NodeName string
-	// Coalesce is how long a change waits for others, so that a burst makes one
-	// snapshot; default 20 ms. It is also the longest wait: later changes do not
-	// prolong it.
+	// Coalesce is the least time between two snapshots, so that a burst makes few;
+	// default 20 ms. It is also the longest wait: later changes do not prolong it,
+	// and a change after quiet times waits for 2 ms only.
 	Coalesce time.Duration
 	// RetryMax is the longest pause before the API server is tried again, up to
-	// half as much again is added at random; default 1 s.
+	// half as much again is added at random; default 600 ms.
 	RetryMax time.Duration
 }
 
@@ -119,6 +122,7 @@ type owner struct {
 	policies   *table[*networkingv1.NetworkPolicy]
 
 	due      <-chan time.Time // when to publish; nil: nothing pending
+	last     time.Time        // when a snapshot was last published
 	trouble  bool             // an error was reported and is not over
 	reported map[string]bool  // texts of errors since all was well
 }
@@ -219,7 +223,7 @@ func (o *owner) failed(k kind, err error) {
 
 func (o *owner) schedule() {
 	if o.due == nil && o.allSynced() {
-		o.due = time.After(o.cluster.opts.Coalesce)
+		o.due = time.After(max(settle, o.cluster.opts.Coalesce-time.Since(o.last)))
 	}
 }
 
@@ -234,6 +238,7 @@ func (o *owner) publish() {
 	s := &policy.Snapshot{
 		Namespaces: o.namespaces.values(), Pods: o.pods.values(), Nodes: o.nodes.values(), Policies: o.policies.values(),
 	}
+	o.last = time.Now()
 	o.onSnapshot(s, o.report(s))
 	now := time.Now()
 	o.update(func(s *ClusterStatus) { s.published(now) })
