@@ -3,6 +3,7 @@ package hook
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 )
 
@@ -213,6 +214,9 @@ func (h *Hook) nextEpoch() uint32 {
 func (h *Hook) Finish() error { return h.change(h.finish) }
 
 func (h *Hook) finish() error {
+	if slices.ContainsFunc(h.stacks, func(s *stack) bool { return s.retired }) {
+		awaitPackets() // of both families: it takes the kernel some 10 ms
+	}
 	for _, s := range h.stacks {
 		if err := s.finish(h.wanted.of(s.family)); err != nil {
 			return err

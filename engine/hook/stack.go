@@ -176,7 +176,8 @@ func (s *stack) renew(next *chain, ch change) error {
 	return nil
 }
 
-// finish cleans up after a switch.
+// finish cleans up after a switch, once no packet is on its way through the rules
+// before it.
 func (s *stack) finish(wanted *policed) error {
 	if err := s.emptyRetired(); err != nil {
 		return err
@@ -187,12 +188,11 @@ func (s *stack) finish(wanted *policed) error {
 	return s.release(wanted)
 }
 
-// emptyRetired empties the sets that the rules do not use.
+// emptyRetired empties the sets that the rules do not use, and no packet does.
 func (s *stack) emptyRetired() error {
 	if !s.retired {
 		return nil
 	}
-	awaitPackets()
 	idle := s.chain
 	idle.allow, idle.deny = s.allow.other(), s.deny.other()
 	if err := s.renew(&idle, change{revokes: true, adds: true}); err != nil {
