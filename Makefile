@@ -62,7 +62,7 @@ define fuzz
 	if [[ -z "$$packages" ]]; then $(call none,fuzz); else .ci/fuzz $(1) $$packages; fi
 endef
 
-.PHONY: help demo build test deps deps-test check vet lint unit race integration control-plane fuzz fuzz-long bench benchstat bench-once total clean
+.PHONY: help demo build test deps deps-test check vet lint unit race integration control-plane cluster bench-agent fuzz fuzz-long bench benchstat bench-once total clean
 
 help: ## Print this
 	@echo "netverdict: make TARGET"
@@ -107,6 +107,16 @@ control-plane: deps-test ## Tests with a real etcd and kube-apiserver: the API-s
 	cd kube/kubetest && go test -count=1 -timeout 30m ./...
 	cd deploy/test && go test -count=1 -timeout 30m ./...
 	cd bench/netlab/cluster && go test -count=1 -timeout 30m ./...
+
+cluster: deps ## A Kubernetes cluster in a box until Ctrl-C: real API server and agents, pods are namespaces (root); flags: BOX="-nodes 5"
+	@mkdir -p bin
+	cd bench/netlab/cluster && go build -o ../../../bin/box ./box
+	@cd bench/netlab/cluster && exec ../../../bin/box $(BOX)
+
+bench-agent: deps ## The agent in a cluster of 10,000 pods and 1,000 policies, policy latency, outages, into BENCHFILE (root; some minutes)
+	@mkdir -p $(dir $(BENCHFILE))
+	@.ci/machine | tee $(BENCHFILE)
+	cd bench/netlab/cluster && go test -run '^$$' -bench . -benchtime 1x -timeout 1h . | tee -a $(CURDIR)/$(BENCHFILE)
 
 fuzz: ## Every fuzz target for FUZZTIME
 	$(call fuzz,$(FUZZTIME))

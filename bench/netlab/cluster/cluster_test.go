@@ -44,16 +44,18 @@ func TestCluster(t *testing.T) {
 		}
 	})
 	t.Run("queue", func(t *testing.T) { testQueue(newScene(t, c)) })
+	t.Run("latency", func(t *testing.T) { testLatency(newScene(t, c)) })
+	t.Run("outage", func(t *testing.T) { testOutage(newScene(t, c)) })
 }
 
 // scene is a namespace of a test, with what it needs to write to it.
 type scene struct {
-	*testing.T
+	testing.TB
 	c         *cluster.Cluster
 	namespace string
 }
 
-func newScene(t *testing.T, c *cluster.Cluster) *scene {
+func newScene(t testing.TB, c *cluster.Cluster) *scene {
 	t.Helper()
 	parts := strings.Split(t.Name(), "/")
 	s := &scene{t, c, strings.ToLower(strings.ReplaceAll(parts[len(parts)-1], "_", "-"))}
