@@ -67,6 +67,7 @@ func TestLoadClusterDump(t *testing.T) {
 			Phase:          policy.PhaseRunning,
 			Created:        at("2026-01-10T08:01:02Z"),
 			Ports:          []policy.ContainerPort{{Name: "metrics", Protocol: policy.TCP, Port: 15090}, {Name: "http", Protocol: policy.TCP, Port: 8080}},
+			Workload:       policy.Workload{Kind: "Deployment", Name: "web"},
 		}, {
 			NamespacedName: name("shop", "report-xq8wz"),
 			Labels:         map[string]string{"batch.kubernetes.io/job-name": "report", "job-name": "report"},
@@ -85,6 +86,7 @@ func TestLoadClusterDump(t *testing.T) {
 			Phase:          policy.PhaseRunning,
 			Created:        at("2026-01-01T00:00:00Z"),
 			Ports:          []policy.ContainerPort{{Name: "probe-port", Protocol: policy.TCP, Port: 2381}},
+			Workload:       policy.Workload{Kind: "Node", Name: "node-1"},
 		}, {
 			NamespacedName: name("shop", "waiting"),
 			Created:        at("2026-01-10T08:02:00Z"),
