@@ -14,7 +14,6 @@ import (
 	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
 
-	"github.com/netverdict/netverdict/engine/flow"
 	"github.com/netverdict/netverdict/engine/hook"
 	"github.com/netverdict/netverdict/engine/metrics"
 	"github.com/netverdict/netverdict/engine/queue"
@@ -150,9 +149,6 @@ func (o *agentOptions) run(ctx context.Context, e env) error {
 	if err := o.validate(); err != nil {
 		return err
 	}
-	if o.flowLog.filter == flow.All {
-		o.hook.AllowTimeout = 0
-	}
 	o.hook.QueueCount, o.queue.FailOpen = o.queues, o.hook.FailOpen
 	// A reader of the flow log that goes away must not take enforcement with it.
 	signal.Ignore(syscall.SIGPIPE)
@@ -167,6 +163,7 @@ func (o *agentOptions) run(ctx context.Context, e env) error {
 	if err != nil {
 		return err
 	}
+	o.askEach(log)
 	rules, err := hook.Open(o.hook)
 	if err != nil {
 		return err

@@ -16,6 +16,9 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 
+	"github.com/netverdict/netverdict/engine"
+	"github.com/netverdict/netverdict/engine/conntrack"
+	"github.com/netverdict/netverdict/engine/flow"
 	"github.com/netverdict/netverdict/engine/flow/hubble"
 	"github.com/netverdict/netverdict/policy"
 )
@@ -226,4 +229,28 @@ func (a *agent) tellNodes(s *policy.Snapshot) {
 		}
 	}
 	a.flows.SetNodes(nodes)
+}
+
+// askEach turns the kernel's memory of allowed kinds of flows off where all of them
+// are to be logged and the kernel cannot tell of those it lets pass by itself.
+func (o *agentOptions) askEach(log *slog.Logger) {
+	if o.flowLog.filter != flow.All {
+		return
+	}
+	if err := conntrack.Supported(); err != nil {
+		log.Warn("for --flow-log=all every connection is asked about, which takes longer", "error", err)
+		o.hook.AllowTimeout = 0
+	}
+}
+
+// reportUnasked has allowed connections reported that the kernel does not ask
+// about, whenever somebody wants allowed flows.
+func (a *agent) reportUnasked(e *engine.Engine) (stop func()) {
+	u := &engine.Unasked{
+		Engine: e, Allows: a.rules.Connmarks().Allows,
+		Open: func() (engine.Connections, error) { return conntrack.Open() },
+		Ring: a.collector.NewLateRing(ringSize), Logger: a.log,
+	}
+	a.demand.OnAllowed(u.Want)
+	return u.Close
 }

@@ -119,6 +119,9 @@ func (a *agent) serve(ctx context.Context, e env) error {
 	return err
 }
 
+// ringSize is how many flow records a worker can be ahead of the sinks.
+const ringSize = 8192
+
 func (a *agent) newEngine(queues []queue.Source) (*engine.Engine, error) {
 	o := a.options
 	return engine.New(engine.Config{
@@ -126,7 +129,7 @@ func (a *agent) newEngine(queues []queue.Source) (*engine.Engine, error) {
 		Marks:       a.rules.Marks(),
 		Sources:     queues,
 		CacheSize:   o.cacheSize,
-		RingSize:    8192,
+		RingSize:    ringSize,
 		Collector:   a.collector,
 		Log:         &a.demand,
 		PolicyLimit: o.metrics.policies,
@@ -281,6 +284,7 @@ func (a *agent) enforce(ctx context.Context, group *errgroup.Group) error {
 		return errors.Join(err, closeAll(queues))
 	}
 	a.kernel.Store(&kernel{e, queues})
+	defer a.reportUnasked(e)()
 	err = e.Run(ctx, first, func() {
 		a.enforced(first)
 		a.log.Info("enforcing", "policies", first.Stats().Policies, "addresses", first.Stats().Addresses,

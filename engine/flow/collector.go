@@ -3,6 +3,7 @@ package flow
 import (
 	"context"
 	"fmt"
+	"math"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -49,10 +50,14 @@ type Collector struct {
 
 	mu    sync.Mutex
 	rings []*Ring
+	late  *Ring // nil until NewLateRing
 
 	// Owned by the goroutine.
 	batch    [batchLen]Record
 	lostSeen uint64
+	begun    begun // what workers allowed lately
+	latest   [batchLen]Record
+	lateEnd  uint64 // how much of the late ring is to be shown
 
 	records atomic.Uint64
 	stop    chan struct{}
@@ -65,10 +70,11 @@ type Collector struct {
 // given. Close stops it.
 func NewCollector(sinks ...Sink) *Collector {
 	c := &Collector{
-		sinks: sinks,
-		wake:  newWaker(),
-		stop:  make(chan struct{}),
-		done:  make(chan struct{}),
+		sinks:   sinks,
+		wake:    newWaker(),
+		lateEnd: math.MaxUint64,
+		stop:    make(chan struct{}),
+		done:    make(chan struct{}),
 	}
 	for _, s := range sinks {
 		if t, ok := s.(Ticker); ok {
@@ -90,6 +96,17 @@ func (c *Collector) NewRing(size int) *Ring {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.rings = append(c.rings[:len(c.rings):len(c.rings)], r) // snapshots stay as they are
+	return r
+}
+
+// NewLateRing returns the ring for connections that were allowed by the kernel
+// alone, or by a worker before: a record that repeats one of a worker's ring is not
+// shown. There is one such ring.
+func (c *Collector) NewLateRing(size int) *Ring {
+	r := newRing(size, c.wake)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.late = r
 	return r
 }
 
@@ -200,6 +217,7 @@ func (c *Collector) drain(until []uint64) {
 			}
 			moved += c.hand(r, n)
 		}
+		moved += c.handLate()
 		c.reportLost()
 		c.tickIfDue()
 		if moved == 0 || (until == nil && c.stopped()) {
@@ -214,12 +232,48 @@ func (c *Collector) hand(r *Ring, n int) int {
 	if n == 0 {
 		return 0
 	}
-	for _, s := range c.sinks {
-		s.Flows(c.batch[:n])
+	if c.lateRing() != nil {
+		c.begun.note(c.batch[:n])
 	}
+	c.show(c.batch[:n])
 	clear(c.batch[:n]) // let go of the trees the records refer to
-	c.records.Add(uint64(n))
 	return n
+}
+
+func (c *Collector) show(records []Record) {
+	if len(records) == 0 {
+		return
+	}
+	for _, s := range c.sinks {
+		s.Flows(records)
+	}
+	c.records.Add(uint64(len(records)))
+}
+
+// handLate shows those late records that repeat none of a worker's. A worker pushes
+// its record before it answers, so when the kernel tells of the connection the
+// record is in the worker's ring, or was: what the rings hold now is shown first.
+func (c *Collector) handLate() int {
+	late := c.lateRing()
+	if late == nil || late.Len() == 0 {
+		return 0
+	}
+	n := late.Pop(c.latest[:min(batchLen, c.lateEnd-late.tail.Load())])
+	heads := c.heads()
+	for i, r := range c.snapshot()[:len(heads)] {
+		for tail := r.tail.Load(); tail < heads[i]; tail = r.tail.Load() {
+			c.hand(r, int(min(heads[i]-tail, batchLen)))
+		}
+	}
+	c.show(c.begun.unknown(c.latest[:n]))
+	clear(c.latest[:n])
+	return n
+}
+
+func (c *Collector) lateRing() *Ring {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.late
 }
 
 func (c *Collector) reportLost() {
@@ -259,15 +313,25 @@ func (c *Collector) heads() []uint64 {
 }
 
 func (c *Collector) waiting() (n int) {
-	for _, r := range c.snapshot() {
+	for _, r := range c.all() {
 		n += r.Len()
 	}
 	return n
 }
 
 func (c *Collector) lost() (n uint64) {
-	for _, r := range c.snapshot() {
+	for _, r := range c.all() {
 		n += r.Lost()
 	}
 	return n
+}
+
+// all are the workers' rings and the late one.
+func (c *Collector) all() []*Ring {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.late == nil {
+		return c.rings
+	}
+	return append(c.rings[:len(c.rings):len(c.rings)], c.late)
 }

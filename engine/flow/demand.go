@@ -12,14 +12,14 @@ import (
 // so that the packet path pays only for records that somebody will look at: one
 // load of a cache line that is rarely written. The zero Demand wants nothing.
 type Demand struct {
-	most atomic.Uint32 // verdicts wanted, one bit each
+	most atomic.Uint32 // reported verdicts wanted, one bit each
 
 	mu      sync.Mutex
 	wanted  [3]int // by Filter
 	changed []func(allowed bool)
 }
 
-// Keep reports whether some sink wants flows of that verdict.
+// Keep reports whether some sink wants flows of that reported verdict.
 func (d *Demand) Keep(v policy.Verdict) bool { return d.most.Load()&(1<<v) != 0 }
 
 // Want adds a wish that stands until release is called, which may be done more
@@ -44,8 +44,8 @@ func (d *Demand) add(f Filter, n int) {
 	d.wanted[f] += n
 	before := d.Keep(policy.Allow)
 	most := uint32(0)
-	for _, v := range [...]policy.Verdict{policy.Deny, policy.Allow} {
-		if d.wanted[All] > 0 || d.wanted[Denied] > 0 && Denied.Keep(v) {
+	for _, v := range [...]policy.Verdict{policy.Deny, policy.Allow, policy.Audit} {
+		if d.wanted[All] > 0 && All.Keep(v) || d.wanted[Denied] > 0 && Denied.Keep(v) {
 			most |= 1 << v
 		}
 	}

@@ -11,8 +11,8 @@ func TestDemand(t *testing.T) {
 	var d Demand
 	expect := func(when string, denied, allowed bool) {
 		t.Helper()
-		if d.Keep(policy.Deny) != denied || d.Keep(policy.Allow) != allowed {
-			t.Errorf("%s: denied flows %t, allowed %t", when, d.Keep(policy.Deny), d.Keep(policy.Allow))
+		if d.Keep(policy.Deny) != denied || d.Keep(policy.Audit) != denied || d.Keep(policy.Allow) != allowed {
+			t.Errorf("%s: denied flows %t, audited %t, allowed %t", when, d.Keep(policy.Deny), d.Keep(policy.Audit), d.Keep(policy.Allow))
 		}
 	}
 	var told []bool

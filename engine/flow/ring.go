@@ -56,6 +56,12 @@ func (r *Ring) Push(rec *Record) bool {
 	return true
 }
 
+// Lose counts n records that the producer itself has lost.
+func (r *Ring) Lose(n uint64) {
+	r.lost.Add(n)
+	r.wake.notify()
+}
+
 // Pop moves up to len(dst) of the oldest records to dst and returns how many.
 // Only one goroutine may pop.
 func (r *Ring) Pop(dst []Record) int {

@@ -110,6 +110,9 @@ func (h *Hook) close() {
 // Marks returns how verdicts are written into packet marks.
 func (h *Hook) Marks() Marks { return h.packet }
 
+// Connmarks returns how verdicts are written into connection marks.
+func (h *Hook) Connmarks() Marks { return h.stacks[0].chain.conn }
+
 // Backend returns the backend in use, NFT or Legacy.
 func (h *Hook) Backend() Backend { return h.stacks[0].tables.backend }
 

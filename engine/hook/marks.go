@@ -90,6 +90,12 @@ func (m Marks) Decided(mark uint32) bool {
 	return mark&m.kind == m.packet && mark&(m.allow|m.deny) != 0
 }
 
+// Allows reports whether a mark of this kind carries the verdict Allow.
+func (m Marks) Allows(mark uint32) bool {
+	value, mask := m.carrying(policy.Allow)
+	return mark&mask == value
+}
+
 // Clear returns the mark with our bits zero.
 func (m Marks) Clear(mark uint32) uint32 { return mark &^ m.mask }
 

@@ -171,7 +171,8 @@ func TestDemand(t *testing.T) {
 	}
 	dropped := []*flowpb.FlowFilter{{Verdict: []flowpb.Verdict{flowpb.Verdict_DROPPED}}}
 	forwarded := []*flowpb.FlowFilter{{Verdict: []flowpb.Verdict{flowpb.Verdict_FORWARDED}}}
-	for _, req := range []*observerpb.GetFlowsRequest{{Whitelist: dropped}, {Blacklist: forwarded}} {
+	passed := []*flowpb.FlowFilter{{Verdict: []flowpb.Verdict{flowpb.Verdict_AUDIT, flowpb.Verdict_FORWARDED}}}
+	for _, req := range []*observerpb.GetFlowsRequest{{Whitelist: dropped}, {Blacklist: passed}} {
 		f := follow(t, s, c, req)
 		if wanted(policy.Allow) {
 			t.Errorf("%v needs no allowed flows", req)
@@ -179,7 +180,7 @@ func TestDemand(t *testing.T) {
 		f.cancel()
 		eventually(t, "the end of the subscription", func() bool { return s.Stats().Subscribers == 0 })
 	}
-	for _, req := range []*observerpb.GetFlowsRequest{{}, {Whitelist: forwarded}, {Whitelist: append(dropped, forwarded...)}} {
+	for _, req := range []*observerpb.GetFlowsRequest{{}, {Whitelist: forwarded}, {Whitelist: append(dropped, passed...)}, {Blacklist: forwarded}} {
 		f := follow(t, s, c, req)
 		if !wanted(policy.Allow) {
 			t.Errorf("%v needs allowed flows", req)

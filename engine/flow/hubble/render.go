@@ -57,8 +57,11 @@ func (s *Server) render(e *event, position uint64, shown eventType) *flowpb.Flow
 
 // verdictOf is the one place that knows what became of the packet.
 func verdictOf(e *event) flowpb.Verdict {
-	if e.Decision.Verdict == policy.Allow {
+	switch e.Decision.Reported() {
+	case policy.Allow:
 		return flowpb.Verdict_FORWARDED
+	case policy.Audit:
+		return flowpb.Verdict_AUDIT
 	}
 	return flowpb.Verdict_DROPPED
 }
@@ -207,5 +210,9 @@ func summary(e *event) string {
 	default:
 		text = e.Protocol.String()
 	}
-	return text + "; " + e.Decision.Direction.String() + " " + why(e.Decision.Outcome())
+	text += "; " + e.Decision.Direction.String() + " " + why(e.Decision.Outcome())
+	if e.Decision.Audit {
+		text += ", only audited"
+	}
+	return text
 }

@@ -82,6 +82,7 @@ func TestRenderKinds(t *testing.T) {
 	for name, want := range map[string]string{
 		"allowed": "FORWARDED DROP_REASON_UNKNOWN INGRESS 0 0 TCP Flags: SYN; ingress policy default/let-in rule 2",
 		"denied":  "DROPPED POLICY_DENIED INGRESS 0 0 TCP Flags: SYN; ingress default-deny by default/a, default/b",
+		"audited": "AUDIT DROP_REASON_UNKNOWN INGRESS 0 0 TCP Flags: SYN; ingress default-deny by default/a, default/b, only audited",
 		"egress":  "DROPPED POLICY_DENY EGRESS 0 0 TCP Flags: SYN; egress policy default/keep-out rule 1",
 		"udp6":    "DROPPED POLICY_DENIED INGRESS 2 0 UDP; ingress default-deny by default/a, default/b",
 		"ping":    "DROPPED POLICY_DENIED INGRESS 0 0 ICMP; ingress default-deny by default/a, default/b",
@@ -98,6 +99,9 @@ func TestRenderKinds(t *testing.T) {
 		if got != want {
 			t.Errorf("%s: %s\nwant %s", name, got, want)
 		}
+	}
+	if by := rendered(t, all["audited"]).GetIngressDeniedBy(); len(by) != 2 {
+		t.Errorf("what would be denied would be by %v", by)
 	}
 	if l4 := rendered(t, all["broken"]).GetL4(); l4 != nil {
 		t.Errorf("a malformed packet has %v", l4)

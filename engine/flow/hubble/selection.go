@@ -85,13 +85,16 @@ func (s *selection) matches(e *event, position uint64) eventType {
 	return 0
 }
 
-// wantsAllowed reports whether an allowed flow could be selected. It looks at
-// verdicts alone: a wrong yes costs a little time, a wrong no would hide flows.
+// wantsAllowed reports whether a flow that passes could be selected; an audited one
+// is one. It looks at verdicts alone: a wrong yes costs a little time, a wrong no
+// would hide flows.
 func (s *selection) wantsAllowed() bool {
 	could := func(f filter) bool {
-		return len(f.verdicts) == 0 || slices.Contains(f.verdicts, flowpb.Verdict_FORWARDED)
+		return len(f.verdicts) == 0 || slices.Contains(f.verdicts, flowpb.Verdict_FORWARDED) || slices.Contains(f.verdicts, flowpb.Verdict_AUDIT)
 	}
-	never := func(f filter) bool { return f.only && slices.Contains(f.verdicts, flowpb.Verdict_FORWARDED) }
+	never := func(f filter) bool {
+		return f.only && slices.Contains(f.verdicts, flowpb.Verdict_FORWARDED) && slices.Contains(f.verdicts, flowpb.Verdict_AUDIT)
+	}
 	return (len(s.allow) == 0 || slices.ContainsFunc(s.allow, could)) && !slices.ContainsFunc(s.deny, never)
 }
 

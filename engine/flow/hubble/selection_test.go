@@ -38,6 +38,11 @@ func flows() map[string]flow.Record {
 	return map[string]flow.Record{
 		"allowed": record(byRule),
 		"denied":  record(defaultDeny),
+		"audited": change(defaultDeny, func(r *flow.Record) {
+			o := *defaultDeny
+			o.Audit = true
+			r.Decision.Verdict, r.Decision.Audit, r.Decision.Ingress = policy.Allow, true, &o
+		}),
 		"egress": change(noPolicy, func(r *flow.Record) {
 			r.Decision = policy.Decision{Direction: policy.Egress, Egress: byRuleDeny, Ingress: noPolicy}
 		}),
@@ -62,14 +67,15 @@ func flows() map[string]flow.Record {
 // TestFilters: which of the flows each filter lets through.
 func TestFilters(t *testing.T) {
 	s := newServer(t, Options{})
-	const tcpTo80 = "ack allowed denied egress node remote unknown world"
+	const tcpTo80 = "ack allowed audited denied egress node remote unknown world"
 	for _, test := range []struct {
 		filter *flowpb.FlowFilter
 		want   string
 	}{
-		{&flowpb.FlowFilter{}, "ack allowed broken denied egress node ping remote udp6 unknown world"},
+		{&flowpb.FlowFilter{}, "ack allowed audited broken denied egress node ping remote udp6 unknown world"},
 		{&flowpb.FlowFilter{Verdict: []flowpb.Verdict{flowpb.Verdict_FORWARDED}}, "allowed"},
-		{&flowpb.FlowFilter{Verdict: []flowpb.Verdict{flowpb.Verdict_FORWARDED, flowpb.Verdict_AUDIT}}, "allowed"},
+		{&flowpb.FlowFilter{Verdict: []flowpb.Verdict{flowpb.Verdict_FORWARDED, flowpb.Verdict_AUDIT}}, "allowed audited"},
+		{&flowpb.FlowFilter{Verdict: []flowpb.Verdict{flowpb.Verdict_AUDIT}}, "audited"},
 		{&flowpb.FlowFilter{DropReasonDesc: []flowpb.DropReason{flowpb.DropReason_POLICY_DENY}}, "egress"},
 		{&flowpb.FlowFilter{DropReasonDesc: []flowpb.DropReason{flowpb.DropReason_INVALID_PACKET_DROPPED}}, "broken"},
 		{&flowpb.FlowFilter{DropReasonDesc: []flowpb.DropReason{flowpb.DropReason_NO_CONFIGURATION_AVAILABLE_TO_PERFORM_POLICY_DECISION}}, "unknown"},
