@@ -62,7 +62,7 @@ define fuzz
 	if [[ -z "$$packages" ]]; then $(call none,fuzz); else .ci/fuzz $(1) $$packages; fi
 endef
 
-.PHONY: help demo build test deps deps-test check vet lint unit race integration control-plane cluster bench-agent fuzz fuzz-long bench benchstat bench-once total clean
+.PHONY: help demo build test deps deps-test check vet lint unit race integration control-plane cluster fuzz fuzz-long bench benchstat bench-once bench-agent bench-net bench-peers bench-report peers deps-peers total clean
 
 help: ## Print this
 	@echo "netverdict: make TARGET"
@@ -139,6 +139,34 @@ bench-once: deps ## One iteration of every benchmark: they still work, and still
 	elif go test -run '^$$' -bench . -benchtime 1x -count 1 -p 1 -timeout 15m $$packages >$(RESULTS)/bench-once.txt 2>&1; \
 	then grep '^ok' $(RESULTS)/bench-once.txt; echo "bench-once: $$(grep -c '^Benchmark' $(RESULTS)/bench-once.txt) benchmarks"; \
 	else cat $(RESULTS)/bench-once.txt >&2; exit 1; fi
+
+# What the programs in bench/peers need: nft, libmnl and a C compiler.
+PEERS_DEPS := gcc libc6-dev nftables libmnl-dev
+NETBENCH   := bench/results/$(shell date -u +%Y-%m-%d)-net.txt
+ROUNDS     ?= 5
+
+define peers
+	@.ci/machine | tee $(NETBENCH)
+	cd bench/peers && go build -o ../../bin/peers .
+	./bin/peers -netverdict bin/netverdict -rounds $(ROUNDS) $(1) | tee -a $(NETBENCH)
+endef
+
+bench-net: deps deps-peers build ## Real traffic through netverdict and the bounds of the possible, into NETBENCH (root, 10 minutes)
+	$(call peers,-variants cost)
+
+bench-peers: deps deps-peers build ## The same, how designs scale, and the closest peer's decisions (root, 30 minutes)
+	$(call peers,)
+	cd bench/peers && go test -run '^$$' -bench Evaluate . | tee -a ../../$(NETBENCH)
+
+bench-report: ## Tables and plot of bench/README.md from NETBENCH
+	cd bench/peers && go run ./report -readme ../README.md -plot ../connects.svg ../../$(NETBENCH)
+
+peers: deps deps-peers ## Tests of bench/peers: every kind of variant for a moment (root)
+	cd bench/peers && go vet ./... && go test -count=1 -timeout 15m ./...
+	cd bench/peers && go test -run '^$$' -bench . -benchtime 1x . >/dev/null
+
+deps-peers:
+	@.ci/deps $(PEERS_DEPS)
 
 total:
 	@.ci/total $(wildcard $(addprefix $(RESULTS)/,unit.json race.json integration.json))
