@@ -2,12 +2,14 @@ package policy
 
 import (
 	"encoding/binary"
+	"iter"
 	"math/bits"
 	"net/netip"
+	"slices"
 )
 
-// endpoint is what an address is to the tree. Addresses of pods of one class
-// and profile share one.
+// endpoint is what an address is to the tree. Addresses of pods that no policy
+// tells apart share one.
 type endpoint struct {
 	class uint32    // as a peer of the other end
 	row   [2]uint32 // by Direction: what judges it; below firstRow a fixed outcome
@@ -16,8 +18,8 @@ type endpoint struct {
 // addrTable is a hash table from held address to the number of its endpoint,
 // made for one cache miss per look-up: open addressing, linear probing, slots as
 // small as they can be. It is cut into shards so that a pod that comes or goes
-// copies one shard. The unspecified addresses 0.0.0.0 and :: mark free slots;
-// they are nobody's.
+// copies one shard: a published table is a copy of the shards' headers. The
+// unspecified addresses 0.0.0.0 and :: mark free slots; they are nobody's.
 type addrTable struct {
 	v4 [shardCount]shard4
 	v6 [shardCount]shard6
@@ -31,9 +33,10 @@ const (
 
 // shard4 has a power of two of slots, at least half of them free.
 type shard4 struct {
-	slots []slot4
-	pods  []*Pod // beside slots; nil for a node's address
-	used  int
+	slots   []slot4
+	holders []*holding // beside slots; nil for a node's address
+	used    int
+	owned   bool // no published table has these slots
 }
 
 type slot4 struct {
@@ -42,9 +45,10 @@ type slot4 struct {
 }
 
 type shard6 struct {
-	slots []slot6
-	pods  []*Pod
-	used  int
+	slots   []slot6
+	holders []*holding
+	used    int
+	owned   bool
 }
 
 type slot6 struct {
@@ -71,6 +75,19 @@ func key6(a netip.Addr) (hi, lo uint64) {
 	return binary.BigEndian.Uint64(b[:8]), binary.BigEndian.Uint64(b[8:])
 }
 
+func addr4(k uint32) netip.Addr {
+	var b [4]byte
+	binary.BigEndian.PutUint32(b[:], k)
+	return netip.AddrFrom4(b)
+}
+
+func addr6(hi, lo uint64) netip.Addr {
+	var b [16]byte
+	binary.BigEndian.PutUint64(b[:8], hi)
+	binary.BigEndian.PutUint64(b[8:], lo)
+	return netip.AddrFrom16(b)
+}
+
 // endpoint returns the number of the endpoint of an address.
 func (t *addrTable) endpoint(a netip.Addr) (ep uint32, ok bool) {
 	if a.Is4() {
@@ -87,36 +104,99 @@ func (t *addrTable) endpoint(a netip.Addr) (ep uint32, ok bool) {
 	return sh.slots[i].ep, true
 }
 
-// pod returns the pod that holds an address, or nil.
-func (t *addrTable) pod(a netip.Addr) *Pod {
+// holder says who holds an address, or nil.
+func (t *addrTable) holder(a netip.Addr) *holding {
 	if a.Is4() {
 		k := key4(a)
 		sh := &t.v4[hash4(k)%shardCount]
 		if i, ok := sh.find(k); ok {
-			return sh.pods[i]
+			return sh.holders[i]
 		}
 		return nil
 	}
 	hi, lo := key6(a)
 	sh := &t.v6[hash6(hi, lo)%shardCount]
 	if i, ok := sh.find(hi, lo); ok {
-		return sh.pods[i]
+		return sh.holders[i]
 	}
 	return nil
 }
 
-// insert adds an address that is not there yet.
-func (t *addrTable) insert(a netip.Addr, ep uint32, p *Pod) {
+// put enters an address, or changes its entry.
+func (t *addrTable) put(a netip.Addr, ep uint32, h *holding) {
 	if a.IsUnspecified() {
 		return
 	}
 	if a.Is4() {
 		k := key4(a)
-		t.v4[hash4(k)%shardCount].insert(k, ep, p)
+		t.v4[hash4(k)%shardCount].put(k, ep, h)
 		return
 	}
 	hi, lo := key6(a)
-	t.v6[hash6(hi, lo)%shardCount].insert(hi, lo, ep, p)
+	t.v6[hash6(hi, lo)%shardCount].put(hi, lo, ep, h)
+}
+
+// remove takes an address out, if it is there.
+func (t *addrTable) remove(a netip.Addr) {
+	if a.Is4() {
+		k := key4(a)
+		t.v4[hash4(k)%shardCount].remove(k)
+		return
+	}
+	hi, lo := key6(a)
+	t.v6[hash6(hi, lo)%shardCount].remove(hi, lo)
+}
+
+// published makes every shard shared: the next change of each copies it.
+func (t *addrTable) published() {
+	for i := range t.v4 {
+		t.v4[i].owned = false
+	}
+	for i := range t.v6 {
+		t.v6[i].owned = false
+	}
+}
+
+// all lists every address with its endpoint's number and its holder, in no order.
+func (t *addrTable) all() iter.Seq2[netip.Addr, *holding] {
+	return func(yield func(netip.Addr, *holding) bool) {
+		for i := range t.v4 {
+			for j, sl := range t.v4[i].slots {
+				if sl.addr != 0 && !yield(addr4(sl.addr), t.v4[i].holders[j]) {
+					return
+				}
+			}
+		}
+		for i := range t.v6 {
+			for j, sl := range t.v6[i].slots {
+				if sl.hi|sl.lo != 0 && !yield(addr6(sl.hi, sl.lo), t.v6[i].holders[j]) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// within calls visit with the holders of the addresses in a prefix.
+func (t *addrTable) within(p netip.Prefix, visit func(*holding)) {
+	if p.Addr().Is4() {
+		low, mask := key4(p.Addr()), ^uint32(0)<<(32-p.Bits())
+		for i := range t.v4 {
+			for j, sl := range t.v4[i].slots {
+				if sl.addr&mask == low && sl.addr != 0 && t.v4[i].holders[j] != nil {
+					visit(t.v4[i].holders[j])
+				}
+			}
+		}
+		return
+	}
+	for i := range t.v6 {
+		for j, sl := range t.v6[i].slots {
+			if sl.hi|sl.lo != 0 && t.v6[i].holders[j] != nil && p.Contains(addr6(sl.hi, sl.lo)) {
+				visit(t.v6[i].holders[j])
+			}
+		}
+	}
 }
 
 // endpoint is find for the packet path, from the slot that the hash names on.
@@ -167,38 +247,111 @@ func (s *shard6) find(hi, lo uint64) (at uint64, ok bool) {
 	}
 }
 
-func (s *shard4) insert(k, ep uint32, p *Pod) {
-	if full(s.used, len(s.slots)) {
-		old := *s
-		n := max(minSlots, 2*len(old.slots))
-		*s = shard4{slots: make([]slot4, n), pods: make([]*Pod, n)}
-		for i, sl := range old.slots {
-			if sl.addr != 0 {
-				s.insert(sl.addr, sl.ep, old.pods[i])
-			}
-		}
+func (s *shard4) own() {
+	if !s.owned {
+		s.slots, s.holders, s.owned = slices.Clone(s.slots), slices.Clone(s.holders), true
 	}
-	at, _ := s.find(k)
-	s.slots[at], s.pods[at] = slot4{k, ep}, p
-	s.used++
 }
 
-func (s *shard6) insert(hi, lo uint64, ep uint32, p *Pod) {
-	if full(s.used, len(s.slots)) {
-		old := *s
-		n := max(minSlots, 2*len(old.slots))
-		*s = shard6{slots: make([]slot6, n), pods: make([]*Pod, n)}
-		for i, sl := range old.slots {
-			if sl.hi|sl.lo != 0 {
-				s.insert(sl.hi, sl.lo, sl.ep, old.pods[i])
-			}
+func (s *shard6) own() {
+	if !s.owned {
+		s.slots, s.holders, s.owned = slices.Clone(s.slots), slices.Clone(s.holders), true
+	}
+}
+
+func (s *shard4) put(k, ep uint32, h *holding) {
+	at, known := s.find(k)
+	if !known && full(s.used, len(s.slots)) {
+		s.resize(max(minSlots, 2*len(s.slots)))
+		at, _ = s.find(k)
+	}
+	s.own()
+	s.slots[at], s.holders[at] = slot4{k, ep}, h
+	if !known {
+		s.used++
+	}
+}
+
+func (s *shard6) put(hi, lo uint64, ep uint32, h *holding) {
+	at, known := s.find(hi, lo)
+	if !known && full(s.used, len(s.slots)) {
+		s.resize(max(minSlots, 2*len(s.slots)))
+		at, _ = s.find(hi, lo)
+	}
+	s.own()
+	s.slots[at], s.holders[at] = slot6{hi, lo, ep}, h
+	if !known {
+		s.used++
+	}
+}
+
+func (s *shard4) resize(n int) {
+	old := *s
+	*s = shard4{slots: make([]slot4, n), holders: make([]*holding, n), owned: true}
+	for i, sl := range old.slots {
+		if sl.addr != 0 {
+			s.put(sl.addr, sl.ep, old.holders[i])
 		}
 	}
-	at, _ := s.find(hi, lo)
-	s.slots[at], s.pods[at] = slot6{hi, lo, ep}, p
-	s.used++
+}
+
+func (s *shard6) resize(n int) {
+	old := *s
+	*s = shard6{slots: make([]slot6, n), holders: make([]*holding, n), owned: true}
+	for i, sl := range old.slots {
+		if sl.hi|sl.lo != 0 {
+			s.put(sl.hi, sl.lo, sl.ep, old.holders[i])
+		}
+	}
+}
+
+// remove closes the gap (Knuth, The Art of Computer Programming, 6.4 algorithm R),
+// so that no look-up ever has to pass a deleted slot.
+func (s *shard4) remove(k uint32) {
+	gap, known := s.find(k)
+	if !known {
+		return
+	}
+	s.own()
+	mask := uint64(len(s.slots) - 1)
+	for i := (gap + 1) & mask; s.slots[i].addr != 0; i = (i + 1) & mask {
+		home := hash4(s.slots[i].addr) >> shardBits & mask
+		if (i-home)&mask >= (i-gap)&mask {
+			s.slots[gap], s.holders[gap] = s.slots[i], s.holders[i]
+			gap = i
+		}
+	}
+	s.slots[gap], s.holders[gap] = slot4{}, nil
+	s.used--
+	if sparse(s.used, len(s.slots)) {
+		s.resize(len(s.slots) / 2)
+	}
+}
+
+func (s *shard6) remove(hi, lo uint64) {
+	gap, known := s.find(hi, lo)
+	if !known {
+		return
+	}
+	s.own()
+	mask := uint64(len(s.slots) - 1)
+	for i := (gap + 1) & mask; s.slots[i].hi|s.slots[i].lo != 0; i = (i + 1) & mask {
+		home := hash6(s.slots[i].hi, s.slots[i].lo) >> shardBits & mask
+		if (i-home)&mask >= (i-gap)&mask {
+			s.slots[gap], s.holders[gap] = s.slots[i], s.holders[i]
+			gap = i
+		}
+	}
+	s.slots[gap], s.holders[gap] = slot6{}, nil
+	s.used--
+	if sparse(s.used, len(s.slots)) {
+		s.resize(len(s.slots) / 2)
+	}
 }
 
 // full keeps half of the slots free: most probes then end where they begin, which
 // a CPU predicts well, and that is worth more here than a smaller table.
 func full(used, slots int) bool { return 2*(used+1) > slots }
+
+// sparse is far from full, so that an address that comes and goes resizes nothing.
+func sparse(used, slots int) bool { return slots > minSlots && 8*used < slots }

@@ -29,23 +29,34 @@ func (c *Change) add(o Change) {
 // Compare finds out by comparing verdicts, not objects, so a policy that is
 // rewritten to mean the same is no change at all. Each direction is compared by
 // itself, so it may claim a change that the other direction hides; it never
-// misses one.
+// misses one. For consecutive trees of a Builder the answer is known already.
+func Compare(before, after *Tree) Change {
+	if before == after {
+		return Change{}
+	}
+	if after.step.from == before.self {
+		return after.step.change
+	}
+	return compareAll(before, after)
+}
+
+// compareAll knows nothing of how the trees were made.
 //
 // The addresses of the world fall into few pairs (what one is to the old tree,
 // what it is to the new one), and connections between equal pairs change alike.
 // A judged pair whose rules are the same needs to be asked only about those
 // peers that the rules may see differently.
-func Compare(before, after *Tree) Change {
-	c := comparison{before: before, after: after, refs: map[[2]ref]Change{}}
-	c.most = Change{Revokes: true, Adds: true, Audits: after.audits()}
+func compareAll(before, after *Tree) Change {
+	c := allPairs{comparison: newComparison(before, after), peers: map[[2]uint32]struct{}{}}
 	c.collect()
 	for _, d := range Directions {
 		for rows := range c.judged[d] {
-			same := sameRules(before, after, rows)
-			for classes, moved := range c.peers {
-				if !same || moved {
-					c.found.add(c.verdicts(rows, classes))
-				}
+			peers := c.all
+			if sameRules(before, after, rows) {
+				peers = c.moved
+			}
+			for _, classes := range peers {
+				c.found.add(c.verdicts(rows, classes))
 				if c.found == c.most {
 					return c.found
 				}
@@ -55,81 +66,95 @@ func Compare(before, after *Tree) Change {
 	return c.found
 }
 
-// comparison holds the distinct pairs, old first.
+// comparison compares answers of two trees, and remembers those it compared.
 type comparison struct {
 	before, after *Tree
-	judged        [2]map[[2]uint32]struct{} // rows, by Direction
-	peers         map[[2]uint32]bool        // classes; true: rules may see them differently
+	most          Change // there is nothing more to find
 	refs          map[[2]ref]Change
-	found, most   Change // most: there is nothing left to find
 }
 
-func (t *Tree) audits() bool {
-	return slices.ContainsFunc(t.outcomes, func(o Outcome) bool { return o.Audit })
+func newComparison(before, after *Tree) comparison {
+	return comparison{before, after, Change{Revokes: true, Adds: true, Audits: after.audits}, map[[2]ref]Change{}}
 }
 
-func (c *comparison) collect() {
-	c.peers = map[[2]uint32]bool{}
+// allPairs holds the distinct pairs, old first.
+type allPairs struct {
+	comparison
+	judged     [2]map[[2]uint32]struct{} // rows, by Direction
+	peers      map[[2]uint32]struct{}    // classes
+	all, moved [][2]uint32               // of peers; moved: rules may see them differently
+	found      Change
+}
+
+func (c *allPairs) collect() {
 	c.judged = [2]map[[2]uint32]struct{}{{}, {}}
-	old, new := c.before.classHashes(), c.after.classHashes()
-	enter := func(o, n *endpoint) {
-		classes := [2]uint32{o.class, n.class}
-		if _, known := c.peers[classes]; !known {
-			c.peers[classes] = old[o.class] != new[n.class]
-		}
-		for _, d := range Directions {
-			c.judged[d][[2]uint32{o.row[d], n.row[d]}] = struct{}{}
-		}
-	}
-	address := func(a netip.Addr) {
-		c.exemptions(a)
-		enter(c.before.endpoint(a), c.after.endpoint(a))
-	}
 	for _, t := range [...]*Tree{c.before, c.after} {
-		for _, h := range t.classes.holdings {
-			address(h.addr)
+		for a := range t.addrs.all() {
+			c.found.add(c.exemptions(a))
+			c.enter(c.before.endpoint(a), c.after.endpoint(a))
 		}
-		for a := range t.nodes {
-			address(a)
-		}
-		for p := range t.regions.byPrefix.All() {
-			o, _ := c.before.regions.byPrefix.LookupPrefix(p)
-			n, _ := c.after.regions.byPrefix.LookupPrefix(p)
-			enter(&c.before.endpoints[o], &c.after.endpoints[n])
+		for p := range t.regions.All() {
+			c.enter(c.before.outside(p), c.after.outside(p))
 		}
 	}
-	enter(&c.before.endpoints[0], &c.after.endpoints[0])
+	c.enter(&c.before.endpoints[0], &c.after.endpoints[0])
+}
+
+func (c *allPairs) enter(o, n *endpoint) {
+	classes := [2]uint32{o.class, n.class}
+	if _, known := c.peers[classes]; !known {
+		c.peers[classes] = struct{}{}
+		c.all = append(c.all, classes)
+		if c.before.classes[o.class] != c.after.classes[n.class] {
+			c.moved = append(c.moved, classes)
+		}
+	}
+	for _, d := range Directions {
+		c.judged[d][[2]uint32{o.row[d], n.row[d]}] = struct{}{}
+	}
+}
+
+// outside is the endpoint of a prefix's addresses that nobody holds.
+func (t *Tree) outside(p netip.Prefix) *endpoint {
+	n, _ := t.regions.LookupPrefix(p)
+	return &t.endpoints[n]
 }
 
 // exemptions looks at what no row says: a pod may talk to itself and its node.
 // Where an address changes hands in a way that matters to that, everything is claimed.
-func (c *comparison) exemptions(a netip.Addr) {
-	o, n := c.before.addrs.pod(a), c.after.addrs.pod(a)
+func (c *comparison) exemptions(a netip.Addr) Change {
+	o, _ := c.before.Pod(a)
+	n, _ := c.after.Pod(a)
 	switch {
+	case o != nil && n != nil:
+		if o.NodeName != n.NodeName {
+			return c.most
+		}
 	case o == nil && n == nil:
 		if !slices.Equal(c.before.nodes[a], c.after.nodes[a]) {
-			c.found = c.most
+			return c.most
 		}
-	case o == nil && c.before.Unknown(a):
-		c.found.Adds = true
-	case n == nil && c.after.Unknown(a):
-		c.found.Revokes = true
-	case o == nil && len(c.before.nodes[a]) > 0, n == nil && len(c.after.nodes[a]) > 0:
-		c.found = c.most // the node's own pods gain or lose a right
-	case o != nil && n != nil && o.NodeName != n.NodeName:
-		c.found = c.most
+	case c.before.Unknown(a):
+		return Change{Adds: true}
+	case c.after.Unknown(a):
+		return Change{Revokes: true}
+	case len(c.before.nodes[a]) > 0 && o == nil, len(c.after.nodes[a]) > 0 && n == nil:
+		return c.most // the node's own pods gain or lose a right
 	}
+	return Change{}
 }
 
 // verdicts compares two rows at two classes over all protocols and ports.
 func (c *comparison) verdicts(rows, classes [2]uint32) Change {
-	old := c.before.rowRef(rows[0], classes[0])
-	new := c.after.rowRef(rows[1], classes[1])
-	key := [2]ref{old, new}
+	return c.answers(c.before.rowRef(rows[0], classes[0]), c.after.rowRef(rows[1], classes[1]))
+}
+
+func (c *comparison) answers(old, now ref) Change {
+	key := [2]ref{old, now}
 	found, known := c.refs[key]
 	if !known {
 		for s := range slots {
-			found.add(compareSpans(c.before.spans(old, s), c.after.spans(new, s)))
+			found.add(compareSpans(c.before.spans(old, s), c.after.spans(now, s)))
 		}
 		c.refs[key] = found
 	}
@@ -179,25 +204,6 @@ func (t *Tree) spans(r ref, s slot) []span {
 // write two policies that collide.
 var fingerprintSeed = maphash.MakeSeed()
 
-// classHashes says of each class which peers contain it and which named ports
-// it has: equal hashes mean that equal rules see two classes alike.
-func (t *Tree) classHashes() []uint64 {
-	sums := make([]uint64, t.classes.count)
-	for i := range t.peers {
-		for _, m := range t.peers[i].pages {
-			for bit := range uint32(pageSize) {
-				if m.mask>>bit&1 == 1 {
-					sums[m.page*pageSize+bit] += t.peers[i].hash
-				}
-			}
-		}
-	}
-	for class, sig := range t.classes.ports {
-		sums[class] += maphash.Bytes(fingerprintSeed, portsKey(nil, t.classes.sigs[sig]))
-	}
-	return sums
-}
-
 // sameRules reports whether two rows were made from the same rules. Fixed rows
 // answer without rules.
 func sameRules(before, after *Tree, rows [2]uint32) bool {
@@ -209,13 +215,13 @@ func sameRules(before, after *Tree, rows [2]uint32) bool {
 
 // fingerprint hashes what a program's verdicts depend on besides its peers'
 // members: the rules and who their peers are.
-func fingerprint(tiers []tier, peers []peer) uint64 {
+func fingerprint(tiers []tier) uint64 {
 	var key []byte
 	for i := range tiers {
 		key = appendVerdict(key, tiers[i].otherwise)
 		key = binary.LittleEndian.AppendUint64(key, uint64(len(tiers[i].rules)))
 		for j := range tiers[i].rules {
-			key = tiers[i].rules[j].appendKey(key, peers)
+			key = tiers[i].rules[j].appendKey(key)
 		}
 	}
 	return maphash.Bytes(fingerprintSeed, key)
@@ -229,7 +235,7 @@ func appendVerdict(key []byte, r ref) []byte {
 }
 
 // appendKey spells a rule; lists are preceded by their length.
-func (r *boundRule) appendKey(key []byte, peers []peer) []byte {
+func (r *boundRule) appendKey(key []byte) []byte {
 	key = appendVerdict(key, r.then)
 	for _, any := range [...]bool{r.anyPeer, r.anyPort} {
 		if any {
@@ -240,7 +246,7 @@ func (r *boundRule) appendKey(key []byte, peers []peer) []byte {
 	}
 	key = binary.LittleEndian.AppendUint32(key, uint32(len(r.peers)))
 	for _, p := range r.peers {
-		key = binary.LittleEndian.AppendUint64(key, peers[p].hash)
+		key = binary.LittleEndian.AppendUint64(key, p.hash)
 	}
 	key = binary.LittleEndian.AppendUint32(key, uint32(len(r.ports)))
 	for _, p := range r.ports {

@@ -1,295 +1,151 @@
 package policy
 
 import (
-	"errors"
 	"net/netip"
-	"slices"
 
 	networkingv1 "k8s.io/api/networking/v1"
+	"k8s.io/apimachinery/pkg/labels"
 )
 
-// Compile turns a snapshot into a tree:
-//
-//	Policies ─▶ parse ─┬─▶ vocabulary ─▶ groups (pods that no selector tells apart)
-//	                   │                   │
-//	                   ├─▶ targets ────────┤ which groups each policy isolates; policies
-//	                   │                   │ without a local group are left out here
-//	                   └─▶ peers ──────────┴─▶ classes (group's peers × address's blocks)
-//	                                                      │
-//	   Pods ─▶ holders ─▶ addresses ──────────────────────┤
-//	                                                      ▼
-//	          programs (policies of a local group, one direction) ─▶ rows over classes
-//
-// It fails on policies that the API would have refused, naming policy and field;
-// all of them are reported. The result depends on the objects only, not on their
-// order.
+// Compile turns a snapshot into a tree. It fails on policies that the API would
+// have refused, naming policy and field; all of them are reported. The result
+// depends on the objects only, not on their order.
 func Compile(s *Snapshot) (*Tree, error) {
-	c := &compiler{
-		snapshot: s,
-		local:    s.Local,
-		peers:    newPeerTable(),
-		outcomes: newOutcomeTable(s.UnknownPod),
-
-		audited:   auditedNamespaces(s),
-		endpoints: map[endpoint]uint32{},
-	}
-	if c.local == nil {
-		c.local = func(*Pod) bool { return true }
-	}
-	if err := c.parse(); err != nil {
-		return nil, err
-	}
-	c.group()
-	c.target()
-	c.classify()
-	return c.tree(), nil
+	b := NewBuilder(Scope{Local: s.Local, LocalPodCIDRs: s.LocalPodCIDRs, UnknownPod: s.UnknownPod})
+	b.Apply(DeltaOf(s))
+	return b.Build()
 }
 
-// compiler carries the state between the stages of Compile.
+// Check reports what would keep a policy from being compiled, naming the field.
+func Check(np *networkingv1.NetworkPolicy) error {
+	_, err := parsePolicy(np)
+	return err
+}
+
+// compiler is the indexes that trees are made from. An update changes them by what
+// changed of the objects; what trees share with them is only added to, or copied
+// before it is changed.
 type compiler struct {
-	snapshot *Snapshot
-	local    func(*Pod) bool
+	scope Scope
 
-	audited  map[string]bool // namespaces whose denials do not count
-	policies []*parsedPolicy // sorted by name; only those with a local target after target
-	words    vocabulary
-	peers    *peerTable
-	outcomes *outcomeTable
+	pods       map[NamespacedName]*Pod
+	namespaces map[string]*Namespace
+	nodes      map[string]*Node
+	policies   map[NamespacedName]*parsedPolicy
 
-	held      map[netip.Addr]*Pod
-	conflicts []Conflict
-	holdings  []holding // in no order
-	groups    *groups
-	groupOf   []uint32 // of each holding
-	isLocal   []bool   // by group: one of its pods is local
+	labels    shared[string, labels.Set]   // of the namespaces that have an object
+	nodeNames shared[netip.Addr, []string] // addresses that are node traffic → names of their nodes, sorted
+	claims    *claims
 
-	isolating [2][][]uint32 // by Direction and group: policies, ascending
-	classes   *classes
-	rows      *rowTable
-	programs  []*program
-	endpoints map[endpoint]uint32
+	words      vocabulary
+	keyer      groupKeyer
+	groups     *groups
+	byTarget   map[string][]*parsedPolicy // by namespace, in no order
+	peers      map[string]*peer           // by key
+	index      *peerIndex                 // of the used ones, except for blocks
+	regions    *regions
+	classes    *classes
+	programs   map[string]*program
+	anyNamed   map[*program]struct{}
+	rows       *rowWriter
+	byRow      []*program // row-firstRow → program
+	byRowOwned bool
+	outcomes   *outcomeTable
+	ranges     podRanges
+
+	addrs     addrTable
+	locals    addrSet // held by local pods
+	known     addrSet // in LocalPodCIDRs, and held
+	endpoints endpointTable
+	held      int             // addresses that pods hold
+	live      []*parsedPolicy // by name
+	liveOwned bool            // no published tree has live
+	audits    int             // programs whose denials are only reported
+
+	nextPeer, nextPolicy, stamp uint32
+	base, floor                 int // of stale
 }
 
-// parse reads the policies in order of their names: that order is also the one
-// in which rules are tried and reported.
-func (c *compiler) parse() error {
-	sorted := slices.SortedFunc(slices.Values(c.snapshot.Policies), func(a, b *networkingv1.NetworkPolicy) int {
-		return (NamespacedName{a.Namespace, a.Name}).Compare(NamespacedName{b.Namespace, b.Name})
-	})
-	var errs []error
-	c.words = newVocabulary()
-	for _, p := range sorted {
-		parsed, err := parsePolicy(p, c.peers, c.outcomes)
-		if err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		c.policies = append(c.policies, parsed)
-		c.words.addPolicy(parsed)
+func newCompiler(s Scope) *compiler {
+	c := &compiler{
+		scope:      s,
+		pods:       map[NamespacedName]*Pod{},
+		namespaces: map[string]*Namespace{},
+		nodes:      map[string]*Node{},
+		policies:   map[NamespacedName]*parsedPolicy{},
+		claims:     newClaims(),
+		words:      newVocabulary(),
+		groups:     newGroups(),
+		byTarget:   map[string][]*parsedPolicy{},
+		peers:      map[string]*peer{},
+		index:      newPeerIndex(),
+		regions:    newRegions(),
+		classes:    newClasses(),
+		programs:   map[string]*program{},
+		anyNamed:   map[*program]struct{}{},
+		rows:       newRowWriter(),
+		outcomes:   newOutcomeTable(s.UnknownPod),
+		ranges:     newPodRanges(s.LocalPodCIDRs, nil),
+		floor:      garbageFloor,
 	}
-	for i := range c.peers.all {
-		if p := &c.peers.all[i]; p.block == nil {
-			c.words.addSelector(p.pods)
-		}
+	c.keyer.words = c.words
+	if c.scope.Local == nil {
+		c.scope.Local = func(*Pod) bool { return true }
 	}
-	return errors.Join(errs...)
+	return c
 }
 
-func (v vocabulary) addPolicy(p *parsedPolicy) {
-	v.addSelector(p.target)
-	for d := range p.rules {
-		for _, r := range p.rules[d] {
-			for _, port := range r.ports {
-				if port.name != "" {
-					v.portNames[port.name] = true
-				}
-			}
-		}
+// objects lists all there are.
+func (c *compiler) objects() *Delta {
+	d := &Delta{All: true, Namespaces: c.namespaces, Pods: c.pods, Nodes: c.nodes, Policies: map[NamespacedName]*networkingv1.NetworkPolicy{}}
+	for name, p := range c.policies {
+		d.Policies[name] = p.object
 	}
+	return d
 }
 
-// group settles who holds which address and sorts the holders into groups.
-func (c *compiler) group() {
-	c.held, c.conflicts = holders(c.snapshot.Pods)
-	c.holdings = holdingsOf(c.held)
-	pods := make([]*Pod, len(c.holdings))
-	for i, h := range c.holdings {
-		pods[i] = h.pod
-	}
-	c.groups, c.groupOf = newGroups(namespaceLabels(c.snapshot), pods, c.words)
-	c.isLocal = make([]bool, len(c.groups.all))
-	for i, p := range pods {
-		c.isLocal[c.groupOf[i]] = c.isLocal[c.groupOf[i]] || c.local(p)
-	}
-}
-
-// target finds the local groups that each policy isolates and drops the
-// policies that isolate none: their peers need no classes here.
-func (c *compiler) target() {
-	for d := range c.isolating {
-		c.isolating[d] = make([][]uint32, len(c.groups.all))
-	}
-	var kept []*parsedPolicy
-	for _, p := range c.policies {
-		targets := c.groups.inNamespace(p.ref.Namespace, p.target)
-		targets = slices.DeleteFunc(targets, func(g uint32) bool { return !c.isLocal[g] })
-		if len(targets) == 0 {
-			continue
-		}
-		for _, d := range Directions {
-			for _, g := range targets {
-				if p.isolates[d] {
-					c.isolating[d][g] = append(c.isolating[d][g], uint32(len(kept)))
-				}
-			}
-		}
-		kept = append(kept, p)
-	}
-	c.policies = kept
-}
-
-func (c *compiler) classify() {
-	used := make([]bool, len(c.peers.all))
-	for _, p := range c.policies {
-		for _, d := range Directions {
-			for i := range p.rules[d] {
-				for _, id := range p.rules[d][i].peers {
-					used[id] = used[id] || p.isolates[d]
-				}
-			}
-		}
-	}
-	regions := newRegions(c.peers.all, used, c.snapshot.LocalPodCIDRs)
-	selected := selectGroups(c.groups, c.peers.all, used)
-	c.classes = newClasses(c.groups, selected, regions, c.peers.all, c.holdings, c.groupOf)
-	c.rows = newRowTable(c.classes.pages())
-}
-
-// tree compiles the programs and enters every address.
+// tree makes what there is now a tree. From here on everything in it is shared.
 func (c *compiler) tree() *Tree {
 	t := &Tree{
-		regions:   c.classes.regions,
-		nodes:     nodeAddrs(c.snapshot),
-		ranges:    newPodRanges(c.snapshot),
-		policies:  c.policies,
-		peers:     c.peers.all,
-		classes:   c.classes,
-		groups:    c.groups,
-		conflicts: c.conflicts,
+		addrs:      c.addrs,
+		endpoints:  c.endpoints.published(),
+		rows:       c.rows.published(),
+		outcomes:   c.outcomes.all,
+		regions:    c.regions.table,
+		nodes:      c.nodeNames.published(),
+		ranges:     c.ranges,
+		policies:   c.live,
+		known:      c.known,
+		namespaces: c.labels.published(),
+		programs:   c.byRow,
+		classes:    c.classes.hashes,
+		locals:     c.locals,
+		conflicts:  c.claims.conflicts(),
+		audits:     c.audits > 0,
+		self:       new(lineage),
 	}
-	t.endpoints = externals(t.regions)
-	c.enterPods(t)
-	for a := range t.nodes {
-		if c.held[a] == nil {
-			ep := endpoint{class: t.regions.of(a), row: [2]uint32{outcomeNode, outcomeNode}}
-			t.addrs.insert(a, c.intern(t, ep), nil)
-		}
+	t.stats = Stats{
+		Policies:  len(c.live),
+		Addresses: c.held + len(t.nodes),
+		Classes:   c.classes.present,
+		Programs:  len(c.programs),
 	}
-	t.rows, t.programs, t.outcomes = c.rows, c.programs, c.outcomes.all
+	c.addrs.published()
+	c.locals.published()
+	c.known.published()
+	c.regions.owned, c.classes.owned, c.byRowOwned, c.liveOwned = false, false, false, false
 	return t
 }
 
-// externals are the endpoints of addresses that nobody holds, by region.
-func externals(r *regions) []endpoint {
-	var eps []endpoint
-	for region, local := range r.local {
-		row := outcomeExternal
-		if local {
-			row = outcomeUnknownPod
-		}
-		eps = append(eps, endpoint{class: uint32(region), row: [2]uint32{row, row}})
-	}
-	return eps
+// grown is how much there is of the tables that nothing is ever taken out of.
+func (c *compiler) grown() int {
+	return len(c.classes.all) + len(c.rows.ports.spans) + len(c.outcomes.all) + len(c.classes.ports)
 }
 
-func (c *compiler) enterPods(t *Tree) {
-	rowOf := c.programRows()
-	for i, h := range c.classes.holdings {
-		ep := endpoint{class: c.classes.ofHolding[i], row: [2]uint32{outcomeNotLocal, outcomeNotLocal}}
-		if c.local(h.pod) {
-			g := c.classes.groupOf[i]
-			ep.row = [2]uint32{rowOf[Egress][g], rowOf[Ingress][g]}
-		}
-		t.addrs.insert(h.addr, c.intern(t, ep), h.pod)
-	}
-}
+// garbageFloor is how much of that is not worth looking at.
+const garbageFloor = 1 << 14
 
-// intern numbers equal endpoints once.
-func (c *compiler) intern(t *Tree, ep endpoint) uint32 {
-	n, ok := c.endpoints[ep]
-	if !ok {
-		n = uint32(len(t.endpoints))
-		t.endpoints = append(t.endpoints, ep)
-		c.endpoints[ep] = n
-	}
-	return n
-}
-
-// programRows compiles one program for each distinct combination of isolating
-// policies (and named ports, where those matter) and says which row judges
-// each local group.
-func (c *compiler) programRows() (rowOf [2][]uint32) {
-	known := map[string]uint32{}
-	for _, d := range Directions {
-		rowOf[d] = make([]uint32, len(c.groups.all))
-		for g, ids := range c.isolating[d] {
-			if len(ids) == 0 {
-				rowOf[d][g] = outcomeNoPolicy
-				continue
-			}
-			key := append(idsKey(nil, ids), byte(d))
-			if d == Ingress && c.usesNames(ids) {
-				key = portsKey(key, c.groups.all[g].ports)
-			}
-			row, ok := known[string(key)]
-			if !ok {
-				row = c.program(d, ids, c.groups.all[g].ports)
-				known[string(key)] = row
-			}
-			rowOf[d][g] = row
-		}
-	}
-	return rowOf
-}
-
-func (c *compiler) usesNames(ids []uint32) bool {
-	return slices.ContainsFunc(ids, func(id uint32) bool {
-		return slices.ContainsFunc(c.policies[id].rules[Ingress], func(r parsedRule) bool { return hasNames(r.ports) })
-	})
-}
-
-// program binds the rules of the isolating policies and builds their row.
-func (c *compiler) program(d Direction, ids []uint32, named []ContainerPort) uint32 {
-	np := tier{otherwise: c.outcomes.ref(c.defaultDeny(ids))}
-	for _, id := range ids {
-		for i := range c.policies[id].rules[d] {
-			r := &c.policies[id].rules[d][i]
-			b := boundRule{peers: r.peers, anyPeer: r.anyPeer, anyPort: r.anyPort, ports: r.ports, then: c.outcomes.ref(r.outcome)}
-			if d == Ingress {
-				b.resolve(named)
-			}
-			np.rules = append(np.rules, b)
-		}
-	}
-	p := &program{policies: ids, tiers: []tier{np}}
-	p.hash = fingerprint(p.tiers, c.peers.all)
-	c.programs = append(c.programs, p)
-	return c.rows.add(p.tiers, c.peers.all, c.classes)
-}
-
-// defaultDeny is the outcome of the pods that these policies isolate, where none
-// of their rules allows.
-func (c *compiler) defaultDeny(ids []uint32) uint32 {
-	namespace := c.policies[ids[0]].ref.Namespace // of all: a policy isolates pods of its own
-	return c.outcomes.defaultDeny(ids, c.policies, c.audited[namespace])
-}
-
-func auditedNamespaces(s *Snapshot) map[string]bool {
-	audited := map[string]bool{}
-	for _, n := range s.Namespaces {
-		if n.Audit {
-			audited[n.Name] = true
-		}
-	}
-	return audited
-}
+// stale reports whether so much of the tables may be garbage that compiling from
+// scratch is due: what was given up is not counted, so growth since the first update
+// (base) stands for it.
+func (c *compiler) stale() bool { return c.grown() > 2*c.base+c.floor }

@@ -83,13 +83,12 @@ func (t *Tree) side(d Direction, o *Outcome, judged, other EndInfo, protocol Pro
 	if row < firstRow {
 		return s
 	}
-	tr := tracer{tree: t, direction: d, other: other, class: t.endpoint(other.Addr).class, protocol: protocol, port: port, outcome: o}
-	tr.named = t.classes.sigs[t.classes.ports[t.endpoint(other.Addr).class]]
-	if d == Ingress {
-		tr.named = judged.Pod.Ports
+	tr := tracer{tree: t, direction: d, other: other, protocol: protocol, port: port, outcome: o}
+	if dst := [...]*Pod{Egress: other.Pod, Ingress: judged.Pod}[d]; dst != nil {
+		tr.named = dst.Ports
 	}
-	for _, id := range t.programs[row-firstRow].policies {
-		s.Policies = append(s.Policies, tr.policy(t.policies[id]))
+	for _, p := range t.programs[row-firstRow].policies {
+		s.Policies = append(s.Policies, tr.policy(p))
 	}
 	return s
 }
@@ -99,7 +98,6 @@ type tracer struct {
 	tree      *Tree
 	direction Direction
 	other     EndInfo
-	class     uint32
 	protocol  Protocol
 	port      uint16
 	named     []ContainerPort // of the destination pod
@@ -122,8 +120,8 @@ func (tr *tracer) rule(r *parsedRule) RuleTrace {
 	if r.anyPeer {
 		t.Peers = []Step{{Text: "any peer", Matched: true, Why: "the rule lists no peers"}}
 	}
-	for _, id := range r.peers {
-		t.Peers = append(t.Peers, tr.peer(&tr.tree.peers[id]))
+	for _, p := range r.peers {
+		t.Peers = append(t.Peers, tr.peer(p))
 	}
 	if r.anyPort {
 		t.Ports = []Step{{Text: "any port", Matched: true, Why: "the rule lists no ports"}}
@@ -136,9 +134,9 @@ func (tr *tracer) rule(r *parsedRule) RuleTrace {
 	return t
 }
 
-// peer takes the answer from the compiled classes and the words from the objects.
+// peer compares the other end with one peer of a rule.
 func (tr *tracer) peer(p *peer) Step {
-	s := Step{Matched: p.contains(tr.class)}
+	s := Step{Matched: tr.matches(p)}
 	if p.block != nil {
 		s.Text, s.Why = p.block.explain(tr.other.Addr)
 		return s
@@ -155,11 +153,29 @@ func (tr *tracer) peer(p *peer) Step {
 	return s
 }
 
+// matches asks the objects: the decision itself comes from what was compiled.
+func (tr *tracer) matches(p *peer) bool {
+	pod := tr.other.Pod
+	switch {
+	case p.block != nil:
+		return p.block.contains(tr.other.Addr)
+	case pod == nil:
+		return false
+	case p.namespaces == nil:
+		return p.namespace == pod.Namespace && p.pods.Matches(labels.Set(pod.Labels))
+	}
+	return p.namespaces.Matches(namespaceLabels(tr.tree.namespaces, pod.Namespace)) && p.pods.Matches(labels.Set(pod.Labels))
+}
+
+func (b *ipBlock) contains(a netip.Addr) bool {
+	return b.cidr.Contains(a) && !slices.ContainsFunc(b.except, func(x netip.Prefix) bool { return x.Contains(a) })
+}
+
 func (tr *tracer) whySelected(p *peer, pod *Pod) string {
 	if p.namespaces == nil && p.namespace != pod.Namespace {
 		return fmt.Sprintf("%s is in namespace %s", pod.NamespacedName, pod.Namespace)
 	}
-	if ns := tr.tree.groups.namespaces[pod.Namespace]; p.namespaces != nil && !p.namespaces.Matches(ns) {
+	if ns := namespaceLabels(tr.tree.namespaces, pod.Namespace); p.namespaces != nil && !p.namespaces.Matches(ns) {
 		return fmt.Sprintf("namespace %s has labels %s", pod.Namespace, labelsText(ns))
 	}
 	if p.pods.Empty() {

@@ -2,114 +2,139 @@ package policy
 
 import (
 	"cmp"
-	"maps"
 	"slices"
 	"strings"
 
-	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/selection"
 )
 
-// vocabulary is the words that policies tell pods apart by. A label key or port
-// name that no policy mentions cannot make a difference, so it makes no group:
-// pods with unique labels (pod-template-hash, statefulset pod name) still share one.
+// vocabulary is the words that policies tell pods apart by, and how often they
+// use each. A label key or port name that no policy mentions cannot make a
+// difference, so it makes no group: pods with unique labels (pod-template-hash,
+// statefulset pod name) still share one.
 type vocabulary struct {
-	labelKeys map[string]bool
-	portNames map[string]bool
+	labelKeys map[string]int
+	portNames map[string]int
 }
 
 func newVocabulary() vocabulary {
-	return vocabulary{labelKeys: map[string]bool{}, portNames: map[string]bool{}}
+	return vocabulary{labelKeys: map[string]int{}, portNames: map[string]int{}}
 }
 
-func (v vocabulary) addSelector(sel labels.Selector) {
+// add counts the words of a policy n times, -1 takes them out.
+func (v vocabulary) add(p *parsedPolicy, n int) {
+	v.addSelector(p.target, n)
+	for d := range p.rules {
+		for i := range p.rules[d] {
+			for _, port := range p.rules[d][i].ports {
+				if port.name != "" {
+					count(v.portNames, port.name, n)
+				}
+			}
+			for _, peer := range p.rules[d][i].peers {
+				if peer.block == nil {
+					v.addSelector(peer.pods, n)
+				}
+			}
+		}
+	}
+}
+
+func (v vocabulary) addSelector(sel labels.Selector, n int) {
 	reqs, _ := sel.Requirements()
-	for _, r := range reqs {
-		v.labelKeys[r.Key()] = true
+	for i := range reqs {
+		count(v.labelKeys, reqs[i].Key(), n)
+	}
+}
+
+func count(words map[string]int, word string, n int) {
+	if words[word] += n; words[word] == 0 {
+		delete(words, word)
 	}
 }
 
 // group is the pods that no selector and no named port can tell apart: same
 // namespace, same labels and named ports as far as the vocabulary goes.
 type group struct {
+	key       string
 	namespace string
-	labels    labels.Set      // only keys of the vocabulary
-	ports     []ContainerPort // only names of the vocabulary; sorted, unique
+	labels    labels.Set // only keys of the vocabulary
+	ports     *portSet   // only names of the vocabulary
+
+	atoms    []*atom // one for each region that it holds addresses in
+	held     int     // addresses
+	local    int     // addresses of local pods
+	wasLocal bool    // local > 0, and its policies count it
+
+	targeting []*parsedPolicy // those that select it, by name
+	selected  []*peer         // used ones that select it by labels, by id
+	programs  [2]*program     // what judges its local pods, by Direction; nil: nothing isolates them
+
+	// Marks of an update.
+	touched bool // its addresses changed
+	rejudge bool // its programs are to be found anew
 }
 
-// groups is the index over the groups of a snapshot that selectors are
-// resolved with. Group numbers are ranks by namespace and labels, so they do
-// not depend on the order of the pods.
+// groups is the index over the groups that selectors are resolved with.
 type groups struct {
-	all        []group
-	namespaces map[string]labels.Set
-	names      []string // of namespaces, sorted
-	// byNamespace and byLabel are inverted lists, each ascending. A label's list
-	// is kept per namespace and, under the namespace "", for the whole cluster.
-	byNamespace map[string][]uint32
-	byLabel     map[labelKey][]uint32
+	byKey map[string]*group
+	// byNamespace and byLabel are inverted lists, in no order. A label's list is
+	// kept per namespace and, under the namespace "", for the whole cluster.
+	byNamespace map[string][]*group
+	byLabel     map[labelKey][]*group
 }
 
 type labelKey struct{ namespace, key, value string }
 
-// newGroups sorts pods into groups; of[i] is the group of pods[i].
-func newGroups(namespaces map[string]labels.Set, pods []*Pod, words vocabulary) (g *groups, of []uint32) {
-	type sample struct {
-		first *Pod
-		id    uint32
-	}
-	byKey := map[string]*sample{}
-	samples := make([]*sample, len(pods))
-	keyer := groupKeyer{words: words}
-	for i, p := range pods {
-		key := keyer.key(p)
-		sm, known := byKey[string(key)]
-		if !known {
-			sm = &sample{first: p}
-			byKey[string(key)] = sm
-		}
-		samples[i] = sm
-	}
-	g = &groups{
-		namespaces:  namespaces,
-		byNamespace: map[string][]uint32{},
-		byLabel:     map[labelKey][]uint32{},
-	}
-	g.names = slices.Sorted(maps.Keys(g.namespaces))
-	for _, key := range slices.Sorted(maps.Keys(byKey)) {
-		sm := byKey[key]
-		sm.id = g.add(sm.first, words)
-	}
-	of = make([]uint32, len(pods))
-	for i, sm := range samples {
-		of[i] = sm.id
-	}
-	return g, of
+func newGroups() *groups {
+	return &groups{byKey: map[string]*group{}, byNamespace: map[string][]*group{}, byLabel: map[labelKey][]*group{}}
 }
 
-func (g *groups) add(p *Pod, words vocabulary) uint32 {
-	id := uint32(len(g.all))
-	known := labels.Set{}
-	for k, v := range p.Labels {
-		if !words.labelKeys[k] {
-			continue
-		}
-		known[k] = v
-		for _, ns := range [...]string{"", p.Namespace} {
+func (g *groups) add(gr *group) {
+	g.byKey[gr.key] = gr
+	g.byNamespace[gr.namespace] = append(g.byNamespace[gr.namespace], gr)
+	for k, v := range gr.labels {
+		for _, ns := range [...]string{"", gr.namespace} {
 			at := labelKey{ns, k, v}
-			g.byLabel[at] = append(g.byLabel[at], id)
+			g.byLabel[at] = append(g.byLabel[at], gr)
 		}
 	}
-	g.all = append(g.all, group{namespace: p.Namespace, labels: known, ports: knownPorts(p.Ports, words)})
-	g.byNamespace[p.Namespace] = append(g.byNamespace[p.Namespace], id)
-	return id
+}
+
+func (g *groups) remove(gr *group) {
+	delete(g.byKey, gr.key)
+	dropFrom(g.byNamespace, gr.namespace, gr)
+	for k, v := range gr.labels {
+		for _, ns := range [...]string{"", gr.namespace} {
+			dropFrom(g.byLabel, labelKey{ns, k, v}, gr)
+		}
+	}
+}
+
+// dropFrom takes one element out of a list in no order, and an empty list out of
+// the map.
+func dropFrom[K, T comparable](lists map[K][]T, key K, v T) {
+	list := lists[key]
+	i := slices.Index(list, v)
+	if i < 0 {
+		return
+	}
+	var zero T
+	last := len(list) - 1
+	list[i], list[last] = list[last], zero
+	if last == 0 {
+		delete(lists, key)
+		return
+	}
+	lists[key] = list[:last]
 }
 
 // groupKeyer spells what makes a pod's group.
 type groupKeyer struct {
 	words vocabulary
 	keys  []string
+	ports []ContainerPort
 	buf   []byte
 }
 
@@ -118,7 +143,7 @@ type groupKeyer struct {
 func (k *groupKeyer) key(p *Pod) []byte {
 	k.keys = k.keys[:0]
 	for key := range p.Labels {
-		if k.words.labelKeys[key] {
+		if k.words.labelKeys[key] > 0 {
 			k.keys = append(k.keys, key)
 		}
 	}
@@ -128,7 +153,8 @@ func (k *groupKeyer) key(p *Pod) []byte {
 		b = append(append(b, 0), key...)
 		b = append(append(b, '='), p.Labels[key]...)
 	}
-	for _, port := range knownPorts(p.Ports, k.words) {
+	k.ports = k.words.knownPorts(k.ports[:0], p.Ports)
+	for _, port := range k.ports {
 		b = append(append(b, 0, ':'), port.Name...)
 		b = append(b, 0, byte(port.Protocol), byte(port.Port>>8), byte(port.Port))
 	}
@@ -136,10 +162,20 @@ func (k *groupKeyer) key(p *Pod) []byte {
 	return b
 }
 
-func knownPorts(ports []ContainerPort, words vocabulary) []ContainerPort {
-	var known []ContainerPort
+func (v vocabulary) knownLabels(p *Pod) labels.Set {
+	known := labels.Set{}
+	for k, value := range p.Labels {
+		if v.labelKeys[k] > 0 {
+			known[k] = value
+		}
+	}
+	return known
+}
+
+// knownPorts appends the ports whose names policies mention, sorted and once.
+func (v vocabulary) knownPorts(known, ports []ContainerPort) []ContainerPort {
 	for _, p := range ports {
-		if words.portNames[p.Name] {
+		if v.portNames[p.Name] > 0 {
 			known = append(known, p)
 		}
 	}
@@ -155,67 +191,38 @@ func compareContainerPorts(a, b ContainerPort) int {
 	)
 }
 
-// namespaceLabels gives every namespace that an object names its labels, with
-// the one that the API server itself sets (KEP-2161).
-func namespaceLabels(s *Snapshot) map[string]labels.Set {
-	all := map[string]labels.Set{}
-	for _, n := range s.Namespaces {
-		set := make(labels.Set, len(n.Labels)+1)
-		maps.Copy(set, n.Labels)
-		set[corev1.LabelMetadataName] = n.Name
-		all[n.Name] = set
-	}
-	implied := func(name string) {
-		if _, ok := all[name]; !ok {
-			all[name] = labels.Set{corev1.LabelMetadataName: name}
-		}
-	}
-	for _, p := range s.Pods {
-		implied(p.Namespace)
-	}
-	for _, p := range s.Policies {
-		implied(p.Namespace)
-	}
-	return all
-}
-
-// inNamespace lists the groups of one namespace that sel selects, ascending.
-func (g *groups) inNamespace(namespace string, sel labels.Selector) []uint32 {
+// inNamespace lists the groups of one namespace that sel selects, in no order.
+func (g *groups) inNamespace(namespace string, sel labels.Selector) []*group {
 	candidates := g.byNamespace[namespace]
 	if list, ok := g.shortest(namespace, sel); ok && len(list) < len(candidates) {
 		candidates = list
 	}
-	var found []uint32
-	for _, id := range candidates {
-		if sel.Matches(g.all[id].labels) {
-			found = append(found, id)
+	var found []*group
+	for _, gr := range candidates {
+		if sel.Matches(gr.labels) {
+			found = append(found, gr)
 		}
 	}
 	return found
 }
 
-// inNamespaces lists the groups that sel selects in the namespaces that
-// nsSel selects, ascending.
-func (g *groups) inNamespaces(nsSel, sel labels.Selector) []uint32 {
-	var names []string
-	for _, name := range g.names {
-		if nsSel.Matches(g.namespaces[name]) {
-			names = append(names, name)
+// inNamespaces lists the groups that sel selects in the namespaces that in
+// accepts, in no order.
+func (g *groups) inNamespaces(in func(namespace string) bool, sel labels.Selector) []*group {
+	list, narrow := g.shortest("", sel)
+	if narrow && len(list) < len(g.byNamespace) {
+		var found []*group
+		for _, gr := range list {
+			if in(gr.namespace) && sel.Matches(gr.labels) {
+				found = append(found, gr)
+			}
 		}
-	}
-	list, ok := g.shortest("", sel)
-	if !ok || len(names) < len(list) {
-		var found []uint32
-		for _, name := range names {
-			found = append(found, g.inNamespace(name, sel)...)
-		}
-		slices.Sort(found)
 		return found
 	}
-	var found []uint32
-	for _, id := range list {
-		if _, in := slices.BinarySearch(names, g.all[id].namespace); in && sel.Matches(g.all[id].labels) {
-			found = append(found, id)
+	var found []*group
+	for name := range g.byNamespace {
+		if in(name) {
+			found = append(found, g.inNamespace(name, sel)...)
 		}
 	}
 	return found
@@ -223,23 +230,23 @@ func (g *groups) inNamespaces(nsSel, sel labels.Selector) []uint32 {
 
 // shortest returns the shortest inverted list that contains every group sel
 // can select; ok is false when no requirement of sel names label values.
-func (g *groups) shortest(namespace string, sel labels.Selector) (list []uint32, ok bool) {
+func (g *groups) shortest(namespace string, sel labels.Selector) (list []*group, ok bool) {
 	reqs, selectable := sel.Requirements()
 	if !selectable {
 		return nil, true
 	}
-	for _, r := range reqs {
-		if !namesValues(r) {
+	for i := range reqs {
+		if !namesValues(&reqs[i]) {
 			continue
 		}
-		if l := g.withAnyValue(namespace, r); !ok || len(l) < len(list) {
+		if l := g.withAnyValue(namespace, &reqs[i]); !ok || len(l) < len(list) {
 			list, ok = l, true
 		}
 	}
 	return list, ok
 }
 
-func namesValues(r labels.Requirement) bool {
+func namesValues(r *labels.Requirement) bool {
 	switch r.Operator() {
 	case selection.In, selection.Equals, selection.DoubleEquals:
 		return true
@@ -247,15 +254,25 @@ func namesValues(r labels.Requirement) bool {
 	return false
 }
 
-func (g *groups) withAnyValue(namespace string, r labels.Requirement) []uint32 {
-	values := r.ValuesUnsorted()
+// withAnyValue may share its result with the index. A group has one value for a
+// key, so the lists of several values have nothing in common.
+func (g *groups) withAnyValue(namespace string, r *labels.Requirement) []*group {
+	values := distinct(r.ValuesUnsorted())
 	if len(values) == 1 {
 		return g.byLabel[labelKey{namespace, r.Key(), values[0]}]
 	}
-	var union []uint32
+	var union []*group
 	for _, v := range values {
 		union = append(union, g.byLabel[labelKey{namespace, r.Key(), v}]...)
 	}
-	slices.Sort(union)
-	return slices.Compact(union)
+	return union
+}
+
+func distinct(values []string) []string {
+	if len(values) < 2 {
+		return values
+	}
+	values = slices.Clone(values)
+	slices.Sort(values)
+	return slices.Compact(values)
 }

@@ -27,22 +27,26 @@ const (
 	fixedOutcomes
 )
 
-// outcomeTable collects what a tree can answer.
+// outcomeTable collects what trees can answer. It only grows, so Decisions may point
+// into the part that a tree has seen of it.
 type outcomeTable struct {
 	all  []Outcome
 	deny map[string]uint32 // default denies by the policies that isolate
 }
 
 func newOutcomeTable(unknownPod Verdict) *outcomeTable {
-	t := &outcomeTable{all: make([]Outcome, fixedOutcomes), deny: map[string]uint32{}}
-	t.all[outcomeExternal] = Outcome{Verdict: Allow, Reason: ReasonExternal}
-	t.all[outcomeNoPolicy] = Outcome{Verdict: Allow, Reason: ReasonNoPolicy}
-	t.all[outcomeNotLocal] = Outcome{Verdict: Allow, Reason: ReasonNotLocal}
-	t.all[outcomeNode] = Outcome{Verdict: Allow, Reason: ReasonNodeTraffic}
-	t.all[outcomeUnknownPod] = Outcome{Verdict: unknownPod, Reason: ReasonUnknownPod}
-	t.all[outcomeSelf] = Outcome{Verdict: Allow, Reason: ReasonSelf}
-	for i := range t.all {
-		t.all[i].ID = uint32(i)
+	t := &outcomeTable{deny: map[string]uint32{}}
+	for at, o := range [fixedOutcomes]Outcome{
+		outcomeExternal:   {Verdict: Allow, Reason: ReasonExternal},
+		outcomeNoPolicy:   {Verdict: Allow, Reason: ReasonNoPolicy},
+		outcomeNotLocal:   {Verdict: Allow, Reason: ReasonNotLocal},
+		outcomeNode:       {Verdict: Allow, Reason: ReasonNodeTraffic},
+		outcomeUnknownPod: {Verdict: unknownPod, Reason: ReasonUnknownPod},
+		outcomeSelf:       {Verdict: Allow, Reason: ReasonSelf},
+	} {
+		if t.add(o) != uint32(at) {
+			panic("fixed outcomes come first")
+		}
 	}
 	return t
 }
@@ -54,18 +58,20 @@ func (t *outcomeTable) add(o Outcome) uint32 {
 }
 
 // defaultDeny returns the outcome of being isolated by these policies, sorted,
-// and allowed by none. They are of one namespace, so the same policies are always
-// audited, or never.
-func (t *outcomeTable) defaultDeny(ids []uint32, policies []*parsedPolicy, audit bool) uint32 {
-	key := string(idsKey(nil, ids))
-	at, ok := t.deny[key]
+// and allowed by none. They are of one namespace, so all are audited, or none.
+func (t *outcomeTable) defaultDeny(policies []*parsedPolicy, audit bool) uint32 {
+	key := policiesKey(nil, policies)
+	if audit {
+		key = append(key, 1)
+	}
+	at, ok := t.deny[string(key)]
 	if !ok {
 		o := Outcome{Verdict: Deny, Reason: ReasonDefaultDeny, Audit: audit}
-		for _, id := range ids {
-			o.IsolatedBy = append(o.IsolatedBy, policies[id].ref)
+		for _, p := range policies {
+			o.IsolatedBy = append(o.IsolatedBy, p.ref)
 		}
 		at = t.add(o)
-		t.deny[key] = at
+		t.deny[string(key)] = at
 	}
 	return at
 }

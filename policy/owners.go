@@ -13,35 +13,76 @@ type Conflict struct {
 	Losers []NamespacedName
 }
 
-// holding is one address and the pod that holds it.
+// holding is one address and the pod that holds it. Addr and pod never change;
+// the rest is the compiler's.
 type holding struct {
 	addr netip.Addr
 	pod  *Pod
+
+	local bool
+	atom  *atom
+	at    int // in atom.holdings
 }
 
-// holders settles which pod holds each address. Ended pods hold none, and the
+// claims settles who has which address.
+type claims struct {
+	contested map[netip.Addr][]*Pod // addresses with several claimants, and those
+	nodes     map[netip.Addr]*nodeClaims
+}
+
+func newClaims() *claims {
+	return &claims{contested: map[netip.Addr][]*Pod{}, nodes: map[netip.Addr]*nodeClaims{}}
+}
+
+// nodeClaims are the names of the nodes whose traffic an address is, sorted, and
+// how many objects say so of each. Usually that is one name; while a node's
+// address moves it may be two, and a host-network pod without spec.nodeName names
+// none ("").
+type nodeClaims struct {
+	names  []string
+	counts []int
+}
+
+// add reports whether the names changed.
+func (c *nodeClaims) add(name string, n int) bool {
+	at, known := slices.BinarySearch(c.names, name)
+	if !known {
+		c.names, c.counts = slices.Insert(slices.Clone(c.names), at, name), slices.Insert(c.counts, at, n)
+		return true
+	}
+	if c.counts[at] += n; c.counts[at] > 0 {
+		return false
+	}
+	c.names, c.counts = slices.Delete(slices.Clone(c.names), at, at+1), slices.Delete(c.counts, at, at+1)
+	return true
+}
+
+// podAddrs are the addresses that a pod claims. Ended pods claim none, and the
 // addresses of host-network pods belong to their node.
-func holders(pods []*Pod) (map[netip.Addr]*Pod, []Conflict) {
-	held := make(map[netip.Addr]*Pod, len(pods))
-	losers := map[netip.Addr][]NamespacedName{}
-	for _, p := range pods {
-		if p.HostNetwork || p.Phase == PhaseEnded {
-			continue
-		}
-		for _, a := range p.Addrs {
-			other, taken := held[a]
-			switch {
-			case !taken:
-				held[a] = p
-			case claimBetter(p, other):
-				held[a] = p
-				losers[a] = append(losers[a], other.NamespacedName)
-			default:
-				losers[a] = append(losers[a], p.NamespacedName)
-			}
+func podAddrs(p *Pod) []netip.Addr {
+	if p == nil || p.HostNetwork || p.Phase == PhaseEnded {
+		return nil
+	}
+	return p.Addrs
+}
+
+// nodeAddrs calls visit with the addresses that a pod says are node traffic, and
+// the node: what it reports as its host's, and its own if it is on the host's
+// network. A pod's claim on an address is better than a node's.
+func nodeAddrs(p *Pod, visit func(netip.Addr, string)) {
+	if p == nil {
+		return
+	}
+	if p.NodeName != "" {
+		for _, a := range p.HostAddrs {
+			visit(a, p.NodeName)
 		}
 	}
-	return held, conflicts(held, losers)
+	if p.HostNetwork && p.Phase != PhaseEnded {
+		for _, a := range p.Addrs {
+			visit(a, p.NodeName)
+		}
+	}
 }
 
 // claimBetter orders the claims of two pods on one address totally, so that
@@ -57,40 +98,60 @@ func claimBetter(a, b *Pod) bool {
 	return a.Compare(b.NamespacedName) < 0
 }
 
-func conflicts(held map[netip.Addr]*Pod, losers map[netip.Addr][]NamespacedName) []Conflict {
+// claim enters a pod's claim; holder has the address so far. It returns who has
+// it now.
+func (c *claims) claim(a netip.Addr, p, holder *Pod) *Pod {
+	if holder == nil {
+		return p
+	}
+	if c.contested[a] == nil {
+		c.contested[a] = []*Pod{holder}
+	}
+	c.contested[a] = append(c.contested[a], p)
+	if claimBetter(p, holder) {
+		return p
+	}
+	return holder
+}
+
+// unclaim takes a claim out, and returns who has the address then.
+func (c *claims) unclaim(a netip.Addr, p, holder *Pod) *Pod {
+	dropFrom(c.contested, a, p)
+	left := c.contested[a]
+	if len(left) == 1 {
+		delete(c.contested, a)
+	}
+	if holder != p {
+		return holder
+	}
+	var best *Pod
+	for _, q := range left {
+		if best == nil || claimBetter(q, best) {
+			best = q
+		}
+	}
+	return best
+}
+
+func (c *claims) conflicts() []Conflict {
 	var all []Conflict
-	for a, names := range losers {
-		slices.SortFunc(names, NamespacedName.Compare)
-		all = append(all, Conflict{Addr: a, Winner: held[a].NamespacedName, Losers: names})
+	for a, pods := range c.contested {
+		conflict := Conflict{Addr: a}
+		winner := pods[0]
+		for _, p := range pods[1:] {
+			if claimBetter(p, winner) {
+				winner = p
+			}
+		}
+		for _, p := range pods {
+			if p != winner {
+				conflict.Losers = append(conflict.Losers, p.NamespacedName)
+			}
+		}
+		conflict.Winner = winner.NamespacedName
+		slices.SortFunc(conflict.Losers, NamespacedName.Compare)
+		all = append(all, conflict)
 	}
 	slices.SortFunc(all, func(x, y Conflict) int { return x.Addr.Compare(y.Addr) })
 	return all
-}
-
-// nodeAddrs maps every address that is node traffic to the names of its nodes,
-// sorted: the Node's own addresses, what pods report as their host's, and the
-// addresses of host-network pods. Usually that is one name; while a node's
-// address moves it may be two, and a host-network pod without spec.nodeName
-// names none (""). A pod's claim on an address is better than a node's.
-func nodeAddrs(s *Snapshot) map[netip.Addr][]string {
-	nodes := map[netip.Addr][]string{}
-	claim := func(addrs []netip.Addr, name string) {
-		for _, a := range addrs {
-			if at, known := slices.BinarySearch(nodes[a], name); !known {
-				nodes[a] = slices.Insert(nodes[a], at, name)
-			}
-		}
-	}
-	for _, n := range s.Nodes {
-		claim(n.Addrs, n.Name)
-	}
-	for _, p := range s.Pods {
-		if p.NodeName != "" {
-			claim(p.HostAddrs, p.NodeName)
-		}
-		if p.HostNetwork && p.Phase != PhaseEnded {
-			claim(p.Addrs, p.NodeName)
-		}
-	}
-	return nodes
 }

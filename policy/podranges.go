@@ -9,22 +9,22 @@ import (
 )
 
 // podRanges are the ranges that nodes give their pods addresses from. An address
-// in one of them that nobody holds is a pod that the snapshot has not seen yet,
+// in one of them that nobody holds is a pod that the tree has not seen yet,
 // or one that has gone.
 type podRanges struct {
-	local []netip.Prefix // Snapshot.LocalPodCIDRs, sorted, each once
+	local []netip.Prefix // Scope.LocalPodCIDRs, sorted, each once
 	all   *bart.Lite     // these and Node.PodCIDRs of every node
 }
 
-func newPodRanges(s *Snapshot) podRanges {
+func newPodRanges(local []netip.Prefix, nodes map[string]*Node) podRanges {
 	r := podRanges{all: &bart.Lite{}}
-	for _, p := range s.LocalPodCIDRs {
+	for _, p := range local {
 		r.local = append(r.local, p.Masked())
 		r.all.Insert(p)
 	}
 	slices.SortFunc(r.local, comparePrefixes)
 	r.local = slices.Compact(r.local)
-	for _, n := range s.Nodes {
+	for _, n := range nodes {
 		for _, p := range n.PodCIDRs {
 			r.all.Insert(p)
 		}
@@ -38,26 +38,10 @@ func (t *Tree) LocalPodCIDRs() []netip.Prefix { return t.ranges.local }
 
 // Known lists the addresses in LocalPodCIDRs that a pod or a node holds: those of
 // which Unknown is false.
-func (t *Tree) Known() iter.Seq[netip.Addr] {
-	return func(yield func(netip.Addr) bool) {
-		if len(t.ranges.local) == 0 {
-			return
-		}
-		for _, h := range t.classes.holdings {
-			if t.inLocalRange(h.addr) && !yield(h.addr) {
-				return
-			}
-		}
-		for a := range t.nodes {
-			if t.addrs.pod(a) == nil && t.inLocalRange(a) && !yield(a) {
-				return
-			}
-		}
-	}
-}
+func (t *Tree) Known() iter.Seq[netip.Addr] { return t.known.all() }
 
-func (t *Tree) inLocalRange(a netip.Addr) bool {
-	return slices.ContainsFunc(t.ranges.local, func(p netip.Prefix) bool { return p.Contains(a) })
+func (r *podRanges) isLocal(a netip.Addr) bool {
+	return slices.ContainsFunc(r.local, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
 // Missing reports whether an address is in the pod range of some node, this one

@@ -45,7 +45,7 @@ type portProgram struct {
 // boundRule is a rule as one program has it: named ports that the judged pod
 // resolves (ingress) are numbers, those that each peer resolves (egress) not yet.
 type boundRule struct {
-	peers   []uint32
+	peers   []*peer
 	anyPeer bool
 	anyPort bool
 	ports   []portRange
@@ -168,16 +168,21 @@ func spansOf(tiers []tier, matched []uint32, s slot, named []ContainerPort) []sp
 	return spans
 }
 
-// portTable holds the port programs of a tree, equal ones once.
+// portTable holds the port programs of a tree, equal ones once. It only grows.
 type portTable struct {
 	programs []portProgram
 	spans    []span
-	known    map[string]ref
+}
+
+// portCompiler enters port programs.
+type portCompiler struct {
+	portTable
+	known map[string]ref
 }
 
 // compile turns a set of matching rules into what a page holds: an outcome when
 // every protocol and port has the same one, else a port program.
-func (t *portTable) compile(tiers []tier, matched []uint32, named []ContainerPort) ref {
+func (t *portCompiler) compile(tiers []tier, matched []uint32, named []ContainerPort) ref {
 	var per [slots][]span
 	single := true
 	for s := range slots {

@@ -1,115 +1,219 @@
 package policy
 
 import (
-	"encoding/binary"
-	"maps"
 	"net/netip"
 	"slices"
 
 	"github.com/gaissmai/bart"
 )
 
-// regions cuts the address space into parts that no ipBlock tells apart. An
-// address's region is found by longest-prefix match over every CIDR and every
-// exception; region 0 is the rest of the world.
-type regions struct {
-	byPrefix *bart.Table[uint32]
-	blocks   [][]uint32 // per region: the peers whose block contains it, ascending
-	local    []bool     // per region: inside Snapshot.LocalPodCIDRs
+// region is a part of the address space that no ipBlock tells apart: the set of
+// prefixes whose addresses are in the same blocks.
+type region struct {
+	key      string
+	blocks   []*peer // whose block contains it, by id
+	local    bool    // inside Scope.LocalPodCIDRs
+	prefixes int     // that lead to it
+	outside  *atom   // its addresses that no pod holds
 }
 
 // edge is what changes when a longest-prefix match enters a prefix.
 type edge struct {
-	enter, leave []uint32 // peers
+	enter, leave []*peer // in no order
 	local        bool
 }
 
-// localRange stands for "inside LocalPodCIDRs" among the peers of a region.
-const localRange = ^uint32(0)
+func (e *edge) empty() bool { return len(e.enter)+len(e.leave) == 0 && !e.local }
 
-func newRegions(peers []peer, used []bool, localPodCIDRs []netip.Prefix) *regions {
-	edges := map[netip.Prefix]edge{}
-	for id := range peers {
-		if peers[id].block != nil && used[id] {
-			addEdges(edges, uint32(id), peers[id].block)
-		}
-	}
-	for _, p := range localPodCIDRs {
-		e := edges[p.Masked()]
-		e.local = true
-		edges[p.Masked()] = e
-	}
-	return cut(edges)
+// regions cuts the address space. An address's region is found by longest-prefix
+// match over every CIDR and every exception; what matches none is in world.
+type regions struct {
+	// table holds the number of each region's outside endpoint, because that is
+	// what trees want of it. They share it: it is changed in place only while owned.
+	table *bart.Table[uint32]
+	owned bool
+	edges map[netip.Prefix]*edge
+	byKey map[string]*region
+	byEnd map[uint32]*region // by the number in table
+	world *region
 }
 
-func addEdges(edges map[netip.Prefix]edge, id uint32, b *ipBlock) {
-	for _, x := range b.except {
-		if x.Bits() <= b.cidr.Bits() && x.Contains(b.cidr.Addr()) {
-			return // nothing is left of the block
-		}
-	}
-	e := edges[b.cidr]
-	e.enter = append(e.enter, id)
-	edges[b.cidr] = e
-	for _, x := range b.except {
-		e := edges[x]
-		e.leave = append(e.leave, id)
-		edges[x] = e
+// newRegions needs newRegion to make the outside atom of a region, with its
+// endpoint.
+func newRegions() *regions {
+	return &regions{
+		table: &bart.Table[uint32]{}, owned: true,
+		edges: map[netip.Prefix]*edge{}, byKey: map[string]*region{}, byEnd: map[uint32]*region{},
 	}
 }
 
-// cut enters the prefixes from short to long, so that each one's parent is
-// known: its region is the parent's, with the prefix's own edges applied.
-func cut(edges map[netip.Prefix]edge) *regions {
-	r := &regions{byPrefix: &bart.Table[uint32]{}, blocks: [][]uint32{nil}, local: []bool{false}}
-	known := map[string]uint32{"": 0}
-	prefixes := slices.SortedFunc(maps.Keys(edges), func(a, b netip.Prefix) int {
+// of returns the region of an address.
+func (r *regions) of(a netip.Addr) *region {
+	if end, ok := r.table.Lookup(a); ok {
+		return r.byEnd[end]
+	}
+	return r.world
+}
+
+func (r *regions) edge(p netip.Prefix) *edge {
+	e := r.edges[p]
+	if e == nil {
+		e = &edge{}
+		r.edges[p] = e
+	}
+	return e
+}
+
+// cutsNothing reports whether nothing is left of a block.
+func (b *ipBlock) cutsNothing() bool {
+	return slices.ContainsFunc(b.except, func(x netip.Prefix) bool {
+		return x.Bits() <= b.cidr.Bits() && x.Contains(b.cidr.Addr())
+	})
+}
+
+// prefixes are those at which a block begins and ends; nil if it is empty.
+func (b *ipBlock) prefixes() []netip.Prefix {
+	if b.cutsNothing() {
+		return nil
+	}
+	list := []netip.Prefix{b.cidr}
+	for _, x := range b.except {
+		if b.cidr.Contains(x.Addr()) && !slices.Contains(list, x) {
+			list = append(list, x)
+		}
+	}
+	return list
+}
+
+// enter and leave change the edges of a block; recut makes them count.
+func (r *regions) enter(p *peer) {
+	for i, prefix := range p.block.prefixes() {
+		e := r.edge(prefix)
+		if i == 0 {
+			e.enter = append(e.enter, p)
+		} else {
+			e.leave = append(e.leave, p)
+		}
+	}
+}
+
+func (r *regions) leave(p *peer) {
+	for i, prefix := range p.block.prefixes() {
+		e := r.edge(prefix)
+		if i == 0 {
+			e.enter = without(e.enter, p)
+		} else {
+			e.leave = without(e.leave, p)
+		}
+		if e.empty() {
+			delete(r.edges, prefix)
+		}
+	}
+}
+
+func without(list []*peer, p *peer) []*peer {
+	return slices.DeleteFunc(list, func(q *peer) bool { return q == p })
+}
+
+// persistAtMost is how many prefixes are cut anew on copied paths of the table;
+// for more the whole table is copied.
+const persistAtMost = 64
+
+// recut works out the regions of prefixes again: of all that lie below some roots. The prefixes are
+// entered from short to long, so that each one's parent is known: its region is
+// the parent's, with the prefix's own edges applied. born makes the outside of a
+// region that is new and returns its endpoint's number; the regions that no prefix
+// leads to any more are returned.
+func (r *regions) recut(affected []netip.Prefix, born func(*region) uint32) (gone []*region) {
+	if len(affected) > persistAtMost && !r.owned {
+		r.table, r.owned = r.table.Clone(), true
+	}
+	var left []*region
+	for _, p := range affected {
+		if end, ok := r.table.Get(p); ok {
+			r.byEnd[end].prefixes--
+			left = append(left, r.byEnd[end])
+			r.delete(p)
+		}
+	}
+	for _, p := range affected {
+		e := r.edges[p]
+		if e == nil {
+			continue
+		}
+		parent := r.world
+		if end, ok := r.table.LookupPrefix(p); ok {
+			parent = r.byEnd[end]
+		}
+		in := r.intern(parent, e, born)
+		in.prefixes++
+		r.insert(p, in.outside.ends[0])
+	}
+	for _, old := range left {
+		if old.prefixes == 0 && r.byKey[old.key] == old {
+			delete(r.byKey, old.key)
+			delete(r.byEnd, old.outside.ends[0])
+			gone = append(gone, old)
+		}
+	}
+	return gone
+}
+
+// below lists the prefixes at or below the roots, those that are there and those
+// that are to be, from short to long.
+func (r *regions) below(roots []netip.Prefix) []netip.Prefix {
+	var list []netip.Prefix
+	for _, root := range roots {
+		for p := range r.table.Subnets(root) {
+			list = append(list, p)
+		}
+		if r.edges[root] != nil {
+			list = append(list, root)
+		}
+	}
+	slices.SortFunc(list, func(a, b netip.Prefix) int {
 		if a.Bits() != b.Bits() {
 			return a.Bits() - b.Bits()
 		}
 		return comparePrefixes(a, b)
 	})
-	for _, p := range prefixes {
-		parent, _ := r.byPrefix.LookupPrefix(p)
-		blocks, local := r.apply(parent, edges[p])
-		r.byPrefix.Insert(p, r.intern(known, blocks, local))
-	}
-	return r
+	return slices.Compact(list)
 }
 
-func (r *regions) apply(parent uint32, e edge) (blocks []uint32, local bool) {
-	blocks = slices.Clone(r.blocks[parent])
-	blocks = append(blocks, e.enter...)
-	blocks = slices.DeleteFunc(blocks, func(id uint32) bool { return slices.Contains(e.leave, id) })
-	slices.Sort(blocks)
-	return slices.Compact(blocks), r.local[parent] || e.local
+func (r *regions) insert(p netip.Prefix, end uint32) {
+	if r.owned {
+		r.table.Insert(p, end)
+		return
+	}
+	r.table = r.table.InsertPersist(p, end)
 }
 
-func (r *regions) intern(known map[string]uint32, blocks []uint32, local bool) uint32 {
-	key := idsKey(nil, blocks)
-	if local {
-		key = binary.LittleEndian.AppendUint32(key, localRange)
+func (r *regions) delete(p netip.Prefix) {
+	if r.owned {
+		r.table.Delete(p)
+		return
 	}
-	id, ok := known[string(key)]
-	if !ok {
-		id = uint32(len(r.blocks))
-		known[string(key)] = id
-		r.blocks = append(r.blocks, blocks)
-		r.local = append(r.local, local)
-	}
-	return id
+	r.table = r.table.DeletePersist(p)
 }
 
-// of returns the region of an address.
-func (r *regions) of(a netip.Addr) uint32 {
-	id, _ := r.byPrefix.Lookup(a)
-	return id
-}
-
-// idsKey appends numbers as bytes, to use a list of them as a map key.
-func idsKey(b []byte, ids []uint32) []byte {
-	for _, id := range ids {
-		b = binary.LittleEndian.AppendUint32(b, id)
+// intern finds or makes the region that lies below parent behind an edge.
+func (r *regions) intern(parent *region, e *edge, born func(*region) uint32) *region {
+	in := &region{blocks: slices.Clone(parent.blocks), local: parent.local || e.local}
+	for _, p := range e.enter {
+		in.blocks = insertPeer(in.blocks, p)
 	}
-	return b
+	for _, p := range e.leave {
+		in.blocks = removePeer(in.blocks, p)
+	}
+	key := peersKey(nil, in.blocks)
+	if in.local {
+		key = append(key, 1)
+	}
+	in.key = string(key)
+	if known := r.byKey[in.key]; known != nil {
+		return known
+	}
+	r.byKey[in.key] = in
+	r.byEnd[born(in)] = in
+	return in
 }

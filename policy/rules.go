@@ -17,22 +17,28 @@ import (
 // KindNetworkPolicy is the PolicyRef kind of networking.k8s.io/v1 NetworkPolicy.
 const KindNetworkPolicy = "NetworkPolicy"
 
-// parsedPolicy is a policy with the API's defaults applied, its selectors
-// compiled and its peers interned.
+// parsedPolicy is a policy with the API's defaults applied and its selectors
+// compiled.
 type parsedPolicy struct {
+	object   *networkingv1.NetworkPolicy
 	ref      PolicyRef
 	target   labels.Selector // spec.podSelector, in the policy's own namespace
 	isolates [2]bool         // by Direction: spec.policyTypes
 	rules    [2][]parsedRule // by Direction
+
+	// What follows is the compiler's; nobody reads it through a tree.
+	id    uint32 // never given twice
+	local int    // groups with local pods that it selects; without any it has no part in the tree
+	live  bool   // local > 0, and its peers count as used
 }
 
 // parsedRule is one item of spec.ingress or spec.egress.
 type parsedRule struct {
-	anyPeer bool     // no peers listed
-	peers   []uint32 // into peerTable, in the order of the API object
-	anyPort bool     // no ports listed
+	anyPeer bool    // no peers listed
+	peers   []*peer // in the order of the API object
+	anyPort bool    // no ports listed
 	ports   []portRange
-	outcome uint32 // what the tree answers when this rule decides
+	outcome uint32 // what the tree answers when this rule decides; 0: not in the table yet
 }
 
 // portRange is one item of a rule's ports: numbers from first to last, or a
@@ -46,14 +52,22 @@ type portRange struct {
 // peer is one distinct item of from or to. Equal peers of different policies
 // are one, so that what they select is worked out once.
 type peer struct {
+	key string
 	// One of three: pods of one namespace, pods of selected namespaces, or a block.
 	namespace  string
 	namespaces labels.Selector
 	pods       labels.Selector
 	block      *ipBlock
 	hash       uint64 // of the key: equal peers of different trees have the same
-	// pages are the classes that the peer contains; filled by classes.
-	pages []pageMask
+
+	// What follows is the compiler's; nobody reads it through a tree.
+	id       uint32 // never given twice
+	listed   int    // how often policies list it
+	users    int    // how often live policies do, in directions that they isolate
+	used     bool   // users > 0, and classes tell its members apart
+	pages    []pageMask
+	programs map[*program]struct{}
+	mark     uint32 // compiler.stamp: of the class that is being looked at
 }
 
 // ipBlock is a CIDR with its holes, host bits masked off.
@@ -62,45 +76,25 @@ type ipBlock struct {
 	except []netip.Prefix
 }
 
-// peerTable interns peers.
-type peerTable struct {
-	all   []peer
-	byKey map[string]uint32
-}
-
-func newPeerTable() *peerTable { return &peerTable{byKey: map[string]uint32{}} }
-
-func (t *peerTable) intern(key string, p peer) uint32 {
-	id, ok := t.byKey[key]
-	if !ok {
-		id = uint32(len(t.all))
-		p.hash = maphash.String(fingerprintSeed, key)
-		t.all = append(t.all, p)
-		t.byKey[key] = id
-	}
-	return id
-}
-
 // parsePolicy compiles one policy's text. An error names the policy and field.
-func parsePolicy(p *networkingv1.NetworkPolicy, peers *peerTable, outcomes *outcomeTable) (*parsedPolicy, error) {
+func parsePolicy(p *networkingv1.NetworkPolicy) (*parsedPolicy, error) {
 	ref := PolicyRef{KindNetworkPolicy, NamespacedName{p.Namespace, p.Name}}
 	fail := func(err error) (*parsedPolicy, error) { return nil, fmt.Errorf("NetworkPolicy %s: %w", ref, err) }
-	out := &parsedPolicy{ref: ref}
+	out := &parsedPolicy{object: p, ref: ref}
 	var err error
 	if out.target, err = metav1.LabelSelectorAsSelector(&p.Spec.PodSelector); err != nil {
 		return fail(fmt.Errorf("spec.podSelector: %w", err))
 	}
 	out.isolates = isolates(p)
-	pr := ruleParser{namespace: p.Namespace, ref: ref, peers: peers, outcomes: outcomes}
 	for i, r := range p.Spec.Egress {
-		rule, err := pr.parse(Egress, i, r.To, r.Ports)
+		rule, err := parseRule(p.Namespace, Egress, r.To, r.Ports)
 		if err != nil {
 			return fail(fmt.Errorf("spec.egress[%d].%w", i, err))
 		}
 		out.rules[Egress] = append(out.rules[Egress], rule)
 	}
 	for i, r := range p.Spec.Ingress {
-		rule, err := pr.parse(Ingress, i, r.From, r.Ports)
+		rule, err := parseRule(p.Namespace, Ingress, r.From, r.Ports)
 		if err != nil {
 			return fail(fmt.Errorf("spec.ingress[%d].%w", i, err))
 		}
@@ -122,27 +116,16 @@ func isolates(p *networkingv1.NetworkPolicy) (d [2]bool) {
 	return d
 }
 
-// ruleParser parses the rules of one policy.
-type ruleParser struct {
-	namespace string
-	ref       PolicyRef
-	peers     *peerTable
-	outcomes  *outcomeTable
-}
-
-func (rp *ruleParser) parse(d Direction, index int, peers []networkingv1.NetworkPolicyPeer, ports []networkingv1.NetworkPolicyPort) (parsedRule, error) {
-	rule := parsedRule{
-		anyPeer: len(peers) == 0,
-		anyPort: len(ports) == 0,
-		outcome: rp.outcomes.add(Outcome{Verdict: Allow, Reason: ReasonPolicy, Policy: rp.ref, Rule: index}),
-	}
+func parseRule(namespace string, d Direction, peers []networkingv1.NetworkPolicyPeer, ports []networkingv1.NetworkPolicyPort) (parsedRule, error) {
+	rule := parsedRule{anyPeer: len(peers) == 0, anyPort: len(ports) == 0}
 	list := [...]string{Egress: "to", Ingress: "from"}[d]
 	for i := range peers {
-		id, err := rp.peer(&peers[i])
+		p, err := parsePeer(namespace, &peers[i])
 		if err != nil {
 			return rule, fmt.Errorf("%s[%d].%w", list, i, err)
 		}
-		rule.peers = append(rule.peers, id)
+		p.hash = maphash.String(fingerprintSeed, p.key)
+		rule.peers = append(rule.peers, p)
 	}
 	for i := range ports {
 		pr, err := parsePort(&ports[i])
@@ -154,30 +137,30 @@ func (rp *ruleParser) parse(d Direction, index int, peers []networkingv1.Network
 	return rule, nil
 }
 
-func (rp *ruleParser) peer(p *networkingv1.NetworkPolicyPeer) (uint32, error) {
+func parsePeer(namespace string, p *networkingv1.NetworkPolicyPeer) (*peer, error) {
 	if p.IPBlock != nil {
 		block, err := parseBlock(p.IPBlock)
 		if err != nil {
-			return 0, fmt.Errorf("ipBlock.%w", err)
+			return nil, fmt.Errorf("ipBlock.%w", err)
 		}
-		return rp.peers.intern(block.key(), peer{block: block}), nil
+		return &peer{key: block.key(), block: block}, nil
 	}
 	pods, err := selectorOr(p.PodSelector, labels.Everything())
 	if err != nil {
-		return 0, fmt.Errorf("podSelector: %w", err)
+		return nil, fmt.Errorf("podSelector: %w", err)
 	}
 	if p.NamespaceSelector == nil {
 		if p.PodSelector == nil {
 			pods = labels.Nothing() // an empty peer: refused by the API, selects nobody here
 		}
-		return rp.peers.intern("pods\x00"+rp.namespace+"\x00"+selectorKey(pods), peer{namespace: rp.namespace, pods: pods}), nil
+		return &peer{key: "pods\x00" + namespace + "\x00" + selectorKey(pods), namespace: namespace, pods: pods}, nil
 	}
 	namespaces, err := metav1.LabelSelectorAsSelector(p.NamespaceSelector)
 	if err != nil {
-		return 0, fmt.Errorf("namespaceSelector: %w", err)
+		return nil, fmt.Errorf("namespaceSelector: %w", err)
 	}
 	key := "namespaces\x00" + selectorKey(namespaces) + "\x00" + selectorKey(pods)
-	return rp.peers.intern(key, peer{namespaces: namespaces, pods: pods}), nil
+	return &peer{key: key, namespaces: namespaces, pods: pods}, nil
 }
 
 func selectorOr(s *metav1.LabelSelector, absent labels.Selector) (labels.Selector, error) {

@@ -27,6 +27,11 @@ type Snapshot struct {
 	LocalPodCIDRs []netip.Prefix
 	// UnknownPod is the verdict for such addresses; the zero value denies.
 	UnknownPod Verdict
+
+	// Since says what changed since the snapshot that the same source gave before;
+	// nil: that is not known. Compile does not look at it; a Builder takes it instead
+	// of the whole snapshot.
+	Since *Delta
 }
 
 // Namespace is what policies can see of a Namespace. Labels always include

@@ -4,6 +4,9 @@ import (
 	"iter"
 	"net/netip"
 	"slices"
+
+	"github.com/gaissmai/bart"
+	"k8s.io/apimachinery/pkg/labels"
 )
 
 // Tree is a compiled Snapshot. It never changes, so any number of goroutines may
@@ -15,20 +18,26 @@ import (
 //	        └ miss ─▶ regions (longest prefix)
 type Tree struct {
 	addrs     addrTable
-	endpoints []endpoint // the first ones by region: addresses that nobody holds
-	rows      *rowTable
+	endpoints []endpoint
+	rows      rowTable
 	outcomes  []Outcome
-	regions   *regions
+	regions   *bart.Table[uint32]     // prefix → endpoint of its addresses that nobody holds; none: endpoint 0
 	nodes     map[netip.Addr][]string // address → node names, sorted
 	ranges    podRanges
 
-	// What explaining and comparing need, and deciding does not.
-	policies  []*parsedPolicy
-	peers     []peer
-	programs  []*program // row-firstRow → program
-	classes   *classes
-	groups    *groups
-	conflicts []Conflict
+	// What explaining, comparing and listing need, and deciding does not.
+	namespaces map[string]labels.Set
+	programs   []*program      // row-firstRow → program
+	classes    []uint64        // class → hash of what it is
+	policies   []*parsedPolicy // live ones, by name
+	locals     addrSet         // held by local pods
+	known      addrSet         // in LocalPodCIDRs, and not unknown
+	conflicts  []Conflict
+	audits     bool // some denials are only reported
+	stats      Stats
+
+	self *lineage
+	step step
 }
 
 // Decide judges a connection from src to dst. port is the destination port in
@@ -50,7 +59,7 @@ func (t *Tree) Decide(src, dst netip.Addr, protocol Protocol, port uint16) Decis
 // exempt finds the connections that are allowed whatever the policies say: a
 // pod with itself (also through its own Service), a pod with its own node.
 func (t *Tree) exempt(src, dst netip.Addr, s, d *endpoint) (fixed uint32, ok bool) {
-	if src == dst && t.addrs.pod(src) != nil {
+	if src == dst && t.addrs.holder(src) != nil {
 		return outcomeSelf, true
 	}
 	if s.row[Egress] == outcomeNode && t.onNode(dst, src) || d.row[Ingress] == outcomeNode && t.onNode(src, dst) {
@@ -62,8 +71,8 @@ func (t *Tree) exempt(src, dst netip.Addr, s, d *endpoint) (fixed uint32, ok boo
 // onNode reports whether pod is the address of a pod that runs on the node
 // with the address node.
 func (t *Tree) onNode(pod, node netip.Addr) bool {
-	p := t.addrs.pod(pod)
-	return p != nil && p.NodeName != "" && slices.Contains(t.nodes[node], p.NodeName)
+	h := t.addrs.holder(pod)
+	return h != nil && h.pod.NodeName != "" && slices.Contains(t.nodes[node], h.pod.NodeName)
 }
 
 // judge asks one end's rules about the class of the other end.
@@ -121,15 +130,17 @@ func lastSay(s, d *endpoint) Direction {
 func (t *Tree) endpoint(a netip.Addr) *endpoint {
 	n, ok := t.addrs.endpoint(a)
 	if !ok {
-		n = t.regions.of(a)
+		n, _ = t.regions.Lookup(a)
 	}
 	return &t.endpoints[n]
 }
 
 // Pod returns the pod that holds an address.
 func (t *Tree) Pod(a netip.Addr) (*Pod, bool) {
-	p := t.addrs.pod(a)
-	return p, p != nil
+	if h := t.addrs.holder(a); h != nil {
+		return h.pod, true
+	}
+	return nil, false
 }
 
 // Node returns the name of the node that has an address, unless a pod holds it.
@@ -137,7 +148,7 @@ func (t *Tree) Pod(a netip.Addr) (*Pod, bool) {
 // has the name "".
 func (t *Tree) Node(a netip.Addr) (name string, ok bool) {
 	names, ok := t.nodes[a]
-	if !ok || t.addrs.pod(a) != nil {
+	if !ok || t.addrs.holder(a) != nil {
 		return "", false
 	}
 	return names[len(names)-1], true
@@ -153,8 +164,8 @@ func (t *Tree) Unknown(a netip.Addr) bool {
 // direction: only their packets need to be judged.
 func (t *Tree) Policed(d Direction) iter.Seq[netip.Addr] {
 	return func(yield func(netip.Addr) bool) {
-		for _, h := range t.classes.holdings {
-			if t.Isolated(h.addr, d) && !yield(h.addr) {
+		for a := range t.locals.all() {
+			if t.Isolated(a, d) && !yield(a) {
 				return
 			}
 		}
@@ -168,8 +179,8 @@ func (t *Tree) Isolated(a netip.Addr, d Direction) bool {
 }
 
 // Outcomes are what the tree can answer, each at the index that is its ID, and
-// perhaps more. Trees that share the slice share the outcomes. It must not be
-// changed.
+// perhaps more. A tree's outcomes begin with those of the tree before it, if they
+// are at the same place in memory. They must not be changed.
 func (t *Tree) Outcomes() []Outcome { return t.outcomes }
 
 // Policies lists the policies that isolate a local pod, by name, and the
@@ -191,20 +202,26 @@ func (t *Tree) Conflicts() []Conflict { return t.conflicts }
 type Stats struct {
 	Policies  int // that select a local pod
 	Addresses int // of pods and nodes
-	Classes   int
+	Classes   int // of addresses that no rule tells apart
 	Programs  int // distinct sets of policies × direction
-	Cells     int // answers held in rows and pages
-	Spans     int // port runs
+}
+
+// Footprint says how much a tree holds. Unlike Stats it depends on how the tree came
+// to be: what its predecessors left is in it, up to as much again as there is.
+type Footprint struct {
+	Cells    int // answers held in rows and pages
+	Spans    int // port runs
+	Outcomes int
+}
+
+// Footprint counts.
+func (t *Tree) Footprint() Footprint {
+	r := &t.rows
+	return Footprint{
+		Cells: len(r.roots) + len(r.mids) + len(r.pages) + len(r.cells), Spans: len(r.ports.spans),
+		Outcomes: len(t.outcomes),
+	}
 }
 
 // Stats counts the parts of the tree.
-func (t *Tree) Stats() Stats {
-	return Stats{
-		Policies:  len(t.policies),
-		Addresses: len(t.classes.holdings) + len(t.nodes),
-		Classes:   int(t.classes.count),
-		Programs:  len(t.programs),
-		Cells:     len(t.rows.blocks) + len(t.rows.pages) + len(t.rows.cells),
-		Spans:     len(t.rows.ports.spans),
-	}
-}
+func (t *Tree) Stats() Stats { return t.stats }

@@ -97,8 +97,9 @@ func collectTree(ch chan<- prometheus.Metric, e *engine.Engine) {
 	s := tree.Stats()
 	send(ch, policies, s.Policies)
 	send(ch, addresses, s.Addresses)
+	held := tree.Footprint()
 	for part, n := range map[string]int{
-		"classes": s.Classes, "programs": s.Programs, "cells": s.Cells, "spans": s.Spans, "outcomes": len(tree.Outcomes()),
+		"classes": s.Classes, "programs": s.Programs, "cells": held.Cells, "spans": held.Spans, "outcomes": held.Outcomes,
 	} {
 		send(ch, treeParts, n, part)
 	}
