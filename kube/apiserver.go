@@ -121,6 +121,7 @@ type owner struct {
 	nodes      *table[*policy.Node]
 	policies   *table[*networkingv1.NetworkPolicy]
 
+	told     bool             // a snapshot was given
 	due      <-chan time.Time // when to publish; nil: nothing pending
 	last     time.Time        // when a snapshot was last published
 	trouble  bool             // an error was reported and is not over
@@ -239,9 +240,26 @@ func (o *owner) publish() {
 		Namespaces: o.namespaces.values(), Pods: o.pods.values(), Nodes: o.nodes.values(), Policies: o.policies.values(),
 	}
 	o.last = time.Now()
+	s.Since = o.since()
 	o.onSnapshot(s, o.report(s))
 	now := time.Now()
 	o.update(func(s *ClusterStatus) { s.published(now) })
+}
+
+// since takes what changed since the last snapshot: of the first, everything.
+func (o *owner) since() *policy.Delta {
+	d := &policy.Delta{All: !o.told, Pods: o.pods.take(), Policies: o.policies.take()}
+	d.Namespaces, d.Nodes = byName(o.namespaces.take()), byName(o.nodes.take())
+	o.told = true
+	return d
+}
+
+func byName[T any](objects map[policy.NamespacedName]T) map[string]T {
+	out := make(map[string]T, len(objects))
+	for name, v := range objects {
+		out[name.Name] = v
+	}
+	return out
 }
 
 func (o *owner) report(s *policy.Snapshot) *Report {

@@ -187,7 +187,12 @@ func TestSnapshotDependsOnObjectsOnly(t *testing.T) {
 		rng := policytest.NewRand(seed)
 		var got *policy.Snapshot
 		c := newCluster("test", [kinds]lister{}, ClusterOptions{})
-		o := newOwner(c, func(s *policy.Snapshot, _ *Report) { got = s }, func(err error) { t.Errorf("seed %d: %v", seed, err) })
+		builder := policy.NewBuilder(policy.Scope{})
+		follow := func(s *policy.Snapshot, _ *Report) {
+			got = s
+			builder.Apply(s.Since)
+		}
+		o := newOwner(c, follow, func(err error) { t.Errorf("seed %d: %v", seed, err) })
 		p := &player{t: t, rng: rng, owner: o, stores: newStores(t.Context(), o)}
 		for k := range kinds {
 			p.relist(k, nil)
@@ -207,12 +212,19 @@ func TestSnapshotDependsOnObjectsOnly(t *testing.T) {
 		p.to(world(t, s))
 		o.publish()
 		want := fromManifests(t, s)
-		if diff := cmp.Diff(want, got, compareAddrs, cmpopts.EquateEmpty(), cmpopts.IgnoreFields(policy.Snapshot{}, "Local")); diff != "" {
+		if diff := cmp.Diff(want, got, compareAddrs, cmpopts.EquateEmpty(), cmpopts.IgnoreFields(policy.Snapshot{}, "Local", "Since")); diff != "" {
 			t.Fatalf("seed %d: snapshot of the events (+) and of manifests (-):\n%s", seed, diff)
 		}
 		before, after := compiled(t, want), compiled(t, got)
 		if change := policy.Compare(before, after); change.Revokes || change.Adds {
 			t.Fatalf("seed %d: the snapshot decides differently from the manifests: %+v", seed, change)
+		}
+		built, err := builder.Build()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if change := policy.Compare(before, built); change != (policy.Change{}) || built.Stats() != before.Stats() {
+			t.Fatalf("seed %d: following what changed leads to another tree: %+v, %+v, want %+v", seed, change, built.Stats(), before.Stats())
 		}
 	}
 }

@@ -16,11 +16,30 @@ type row[T any] struct {
 
 func (r *row[T]) empty() bool { return !r.shown && len(r.notices) == 0 }
 
-func (r *row[T]) count() int {
+// enter counts a row in n times, and notes what snapshots show of it now.
+func (t *table[T]) enter(r *row[T], n int) {
+	var now T
 	if r.shown {
-		return 1
+		t.present += n
+		if n > 0 {
+			now = r.value
+		}
 	}
-	return 0
+	if len(r.notices) > 0 {
+		t.noted += n
+	}
+	if t.since == nil {
+		t.since = map[policy.NamespacedName]T{}
+	}
+	t.since[r.name] = now
+	t.valid = false
+}
+
+// take returns what changed since it was called last.
+func (t *table[T]) take() map[policy.NamespacedName]T {
+	since := t.since
+	t.since = nil
+	return since
 }
 
 // table holds the rows of one kind in the order of their names.
@@ -29,6 +48,9 @@ type table[T any] struct {
 	rows []row[T]
 
 	present int // values shown
+	noted   int // rows with notices
+
+	since map[policy.NamespacedName]T // what changed since it was taken; the zero T is gone
 
 	list  []T // of them, if valid: given to snapshots, never changed
 	valid bool
@@ -62,11 +84,10 @@ func (t *table[T]) put(r row[T]) bool {
 	case t.equal(&t.rows[i], &r):
 		return false
 	default:
-		t.present -= t.rows[i].count()
+		t.enter(&t.rows[i], -1)
 		t.rows[i] = r
 	}
-	t.present += r.count()
-	t.valid = false
+	t.enter(&r, 1)
 	return true
 }
 
@@ -80,9 +101,8 @@ func (t *table[T]) remove(name policy.NamespacedName) bool {
 	if !ok {
 		return false
 	}
-	t.present -= t.rows[i].count()
+	t.enter(&t.rows[i], -1)
 	t.rows = slices.Delete(t.rows, i, i+1)
-	t.valid = false
 	return true
 }
 
@@ -90,23 +110,27 @@ func (t *table[T]) remove(name policy.NamespacedName) bool {
 func (t *table[T]) replace(rows []row[T]) bool {
 	rows = slices.DeleteFunc(rows, func(r row[T]) bool { return r.empty() })
 	slices.SortFunc(rows, func(a, b row[T]) int { return a.name.Compare(b.name) })
-	same := len(rows) == len(t.rows)
+	old := make(map[policy.NamespacedName]*row[T], len(t.rows))
+	for i := range t.rows {
+		old[t.rows[i].name] = &t.rows[i]
+	}
+	var came []*row[T]
 	for i := range rows {
-		at, ok := t.find(rows[i].name)
-		if ok && t.equal(&t.rows[at], &rows[i]) {
-			rows[i] = t.rows[at]
+		if before := old[rows[i].name]; before != nil && t.equal(before, &rows[i]) {
+			rows[i] = *before
+			delete(old, rows[i].name)
 			continue
 		}
-		same = false
+		came = append(came, &rows[i])
 	}
-	if same {
-		return false
+	for _, r := range old {
+		t.enter(r, -1)
 	}
-	t.rows, t.present, t.valid = rows, 0, false
-	for i := range rows {
-		t.present += rows[i].count()
+	for _, r := range came {
+		t.enter(r, 1)
 	}
-	return true
+	t.rows = rows
+	return len(old)+len(came) > 0
 }
 
 // values lists what snapshots show. The list does not change afterwards.
@@ -125,6 +149,9 @@ func (t *table[T]) values() []T {
 }
 
 func (t *table[T]) notices() []Notice {
+	if t.noted == 0 {
+		return nil
+	}
 	var out []Notice
 	for i := range t.rows {
 		out = append(out, t.rows[i].notices...)

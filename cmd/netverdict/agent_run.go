@@ -32,6 +32,7 @@ type agent struct {
 	log     *slog.Logger
 	source  source
 	rules   *hook.Hook
+	trees   trees
 	newest  chan news // holds the last snapshot that was not built yet
 	changes *metrics.Changes
 	// requested reports whether the agent was told to stop, and does not stop
@@ -73,6 +74,7 @@ type agentState struct {
 // shows and the one before does not.
 type news struct {
 	snapshot *policy.Snapshot
+	changes  *policy.Delta // since the snapshot before; nil: not known
 	since    time.Time
 }
 
@@ -205,7 +207,7 @@ func (a *agent) watch(ctx context.Context) error {
 			a.notePodRanges(s)
 			a.tellNodes(s)
 			a.logNotices(r)
-			n := news{s, changedAt(a.source)}
+			n := news{s, s.Since, changedAt(a.source)}
 			a.update(func(st *agentState) {
 				st.unread = ""
 				if st.waiting.IsZero() {
@@ -213,7 +215,7 @@ func (a *agent) watch(ctx context.Context) error {
 				}
 				select {
 				case unbuilt := <-a.newest:
-					n.since = unbuilt.since
+					n = n.after(unbuilt)
 				default:
 				}
 				st.newest = n.since
@@ -309,13 +311,13 @@ func (a *agent) firstTree(ctx context.Context) (*policy.Tree, error) {
 	case <-ctx.Done():
 		return nil, nil
 	case n := <-a.newest:
-		return a.compile(n.snapshot)
+		return a.compile(n)
 	}
 }
 
-func (a *agent) compile(s *policy.Snapshot) (*policy.Tree, error) {
+func (a *agent) compile(n news) (*policy.Tree, error) {
 	start := time.Now()
-	tree, err := policy.Compile(s)
+	tree, err := a.trees.build(n)
 	if err != nil {
 		return nil, fmt.Errorf("compile what %s says: %w", a.source, err)
 	}
@@ -350,7 +352,7 @@ func (a *agent) build(ctx context.Context, e *engine.Engine) error {
 
 func (a *agent) apply(e *engine.Engine, n news) error {
 	start := time.Now()
-	tree, err := a.compile(n.snapshot)
+	tree, err := a.compile(n)
 	if err != nil {
 		return err
 	}
