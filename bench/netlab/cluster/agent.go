@@ -7,11 +7,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -39,9 +41,10 @@ type Agent struct {
 const agentGrace = 30 * time.Second
 
 // StartAgent starts an agent with the arguments of deploy/install.yaml, then those
-// of Options.AgentArgs, then the given ones; the last of a kind wins. Status socket
-// and health address differ between the agents of a node. It does not wait until
-// the agent is ready. The agent dies with the cluster at the latest.
+// of Options.AgentArgs, then the given ones; the last of a kind wins. The status
+// socket, and the ports of all addresses in install.yaml's arguments, differ between
+// the agents of a node. It does not wait until the agent is ready. The agent dies with
+// the cluster at the latest.
 func (n *Node) StartAgent(args ...string) (*Agent, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -49,7 +52,7 @@ func (n *Node) StartAgent(args ...string) (*Agent, error) {
 	a := &Agent{Name: fmt.Sprintf("%s agent %d", n.Name(), n.started), Node: n, done: make(chan struct{})}
 	base := filepath.Join(n.dir, fmt.Sprintf("agent-%d", n.started))
 	a.socket = base + ".sock"
-	a.health = netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), uint16(8050+n.started))
+	a.health = netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), uint16(8051+n.shift()))
 	a.Args = slices.Concat(n.deployedArgs(), []string{
 		"--kubeconfig=" + n.cluster.agentKubeconfig(),
 		"--status-socket=" + a.socket,
@@ -64,15 +67,31 @@ func (n *Node) StartAgent(args ...string) (*Agent, error) {
 	return a, nil
 }
 
-// deployedArgs are install.yaml's. Paths that are a directory of the pod there are
-// one of the node here.
+// shift is what the newest agent adds to ports, so that agents of a node do not
+// take them from each other.
+func (n *Node) shift() int { return 100 * (n.started - 1) }
+
+// deployedArgs are install.yaml's for the newest agent. Paths that are a directory of
+// the pod there are one of the node here.
 func (n *Node) deployedArgs() []string {
 	var args []string
 	for _, arg := range n.cluster.agentArgs {
 		arg = strings.ReplaceAll(arg, "$(NODE_NAME)", n.Name())
-		args = append(args, strings.ReplaceAll(arg, "/run/netverdict", n.dir))
+		arg = strings.ReplaceAll(arg, "/run/netverdict", n.dir)
+		args = append(args, shiftPort(arg, n.shift()))
 	}
 	return args
+}
+
+// shiftPort adds to the port of an argument like --metrics-address=:8052.
+func shiftPort(arg string, by int) string {
+	flag, value, _ := strings.Cut(arg, "=")
+	host, port, err := net.SplitHostPort(value)
+	number, numberErr := strconv.Atoi(port)
+	if !strings.HasSuffix(flag, "-address") || err != nil || numberErr != nil || number == 0 {
+		return arg
+	}
+	return flag + "=" + net.JoinHostPort(host, strconv.Itoa(number+by))
 }
 
 // start gives the process files to write to: it never waits for a reader.

@@ -100,6 +100,27 @@ func testTaken(s *scene) {
 	}
 }
 
+// TestSecondAgent: a second agent beside the first has endpoints of its own. What
+// keeps it from enforcing, if anything, is not the ports.
+func TestSecondAgent(t *testing.T) {
+	t.Parallel()
+	s := newScene(t, cluster.New(t, cluster.Options{Nodes: 1}))
+	second, err := s.c.Node("node-1").StartAgent("--queue-num=9000")
+	s.ok(err)
+	for _, arg := range second.Args {
+		if strings.Contains(arg, ":805") {
+			t.Errorf("both agents are to listen at %s", arg)
+		}
+	}
+	s.ok(second.AwaitReady(s.within()))
+	s.ok(second.Stop())
+	third, err := s.c.Node("node-1").RestartAgent(s.within())
+	s.ok(err)
+	if now := s.c.Node("node-1").Agents(); len(now) != 1 || now[0] != third {
+		t.Errorf("agents after a restart: %v", now)
+	}
+}
+
 func TestBadOptions(t *testing.T) {
 	t.Parallel()
 	_, err := cluster.Start(t.Context(), cluster.Options{Nodes: 251})
