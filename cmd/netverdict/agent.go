@@ -41,6 +41,7 @@ type agentOptions struct {
 	queue        queue.Config
 	live         liveOptions
 	metrics      metricsOptions
+	node         nodeOptions
 	hubble       hubbleOptions
 }
 
@@ -106,6 +107,7 @@ func (o *agentOptions) addFlags(cmd *cobra.Command) {
 	f.DurationVar(&o.hook.DenyTimeout, "deny-timeout", 30*time.Second, "the same for denied ones")
 	o.live.addFlags(f)
 	o.metrics.addFlags(f)
+	o.node.addFlags(f)
 	o.hubble.addFlags(cmd)
 	cmd.MarkFlagsMutuallyExclusive("manifests", "kubeconfig")
 }
@@ -164,11 +166,12 @@ func (o *agentOptions) run(ctx context.Context, e env) error {
 		return err
 	}
 	o.askEach(log)
-	rules, err := hook.Open(o.hook)
+	rules, err := o.openRules()
 	if err != nil {
 		return err
 	}
 	a := &agent{options: o, log: log, source: src, rules: rules, newest: make(chan news, 1), changes: metrics.NewChanges()}
+	a.logNode()
 	return a.serve(ctx, e)
 }
 

@@ -43,7 +43,7 @@ const (
 // podStartText explains it to people.
 func podStartText(state string) string {
 	if state == podStartOpen {
-		return "open until the pod is known: this node's pod ranges are not (spec.podCIDRs)"
+		return "open until the pod is known: this node's pod ranges are not (spec.podCIDRs, --pod-cidr)"
 	}
 	return "packets of pods that are not known yet are held"
 }
@@ -56,7 +56,7 @@ func (a *agent) notePodRanges(s *policy.Snapshot) {
 		return
 	}
 	if now == podStartOpen {
-		a.log.Warn("a pod that starts is open until it is known: no Node says which addresses this node's pods get (spec.podCIDRs); some cloud networks do not tell", "node", a.options.nodeName)
+		a.log.Warn("a pod that starts is open until it is known: no Node says which addresses this node's pods get (spec.podCIDRs); some cloud networks do not tell: give --pod-cidr", "node", a.options.nodeName)
 	} else if a.podStart != "" {
 		a.log.Info("packets of pods that are not known yet are held from now on", "ranges", s.LocalPodCIDRs)
 	}

@@ -241,14 +241,9 @@ func (a *agent) problem(err error, note func(*agentState)) {
 func (a *agent) scope(s *policy.Snapshot) {
 	s.UnknownPod = a.options.unknownPod
 	name := a.options.nodeName
-	if name == "" {
-		return
-	}
-	s.Local = func(p *policy.Pod) bool { return p.NodeName == name }
-	for _, n := range s.Nodes {
-		if n.Name == name {
-			s.LocalPodCIDRs = n.PodCIDRs
-		}
+	s.LocalPodCIDRs = a.options.node.ranges(name, s.Nodes)
+	if name != "" {
+		s.Local = func(p *policy.Pod) bool { return p.NodeName == name }
 	}
 }
 

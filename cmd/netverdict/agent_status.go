@@ -42,23 +42,20 @@ func (a *agent) status() Status {
 		s.addQueues(k, a.options.hook.QueueNum)
 	}
 	s.FlowsLost = a.collector.Stats().Lost
+	a.addNode(&s)
 	return s
 }
 
 // addCluster adds what is known of the API server, and the lag: the age of the
 // oldest change that came from it, or waits to be built, and is not in force.
 func (a *agent) addCluster(s *Status, waiting time.Time) {
-	oldest := waiting
 	if c, ok := a.source.(*clusterSource); ok {
 		known := c.Status()
 		for i := range known.Kinds {
 			s.Cluster = append(s.Cluster, kindStatus(&known.Kinds[i]))
 		}
-		if p := known.Pending(); !p.IsZero() && (oldest.IsZero() || p.Before(oldest)) {
-			oldest = p
-		}
 	}
-	if !oldest.IsZero() {
+	if oldest := a.oldestChange(waiting); !oldest.IsZero() {
 		s.LagSeconds = time.Since(oldest).Seconds()
 	}
 }

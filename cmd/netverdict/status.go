@@ -49,6 +49,11 @@ type Status struct {
 	// yet: held, or open because the node's pod ranges are unknown.
 	PodStart  string `json:"podStart,omitempty"`
 	FlowsLost uint64 `json:"flowsLost"`
+	// NodeFacts is what the agent found out about the node.
+	NodeFacts NodeStatus `json:"nodeFacts"`
+	// Rules is what the kernel's rules have matched, in the order in which a packet
+	// meets them.
+	Rules []RuleStatus `json:"rules"`
 }
 
 // KindStatus is how far the agent knows the API server's objects of one kind.
@@ -155,12 +160,17 @@ func writeStatus(out io.Writer, s *Status, output string) error {
 	if s.Node != "" {
 		line("node", "%s", s.Node)
 	}
+	line("host", "iptables %s; %s", s.Backend, s.NodeFacts.factsText())
+	if s.NodeFacts.Problem != "" {
+		line("", "not everything could be found out: %s", s.NodeFacts.Problem)
+	}
 	line("source", "%s", s.Source)
 	for _, k := range s.Cluster {
 		line("", "%s: %s", k.Kind, kindText(k))
 	}
-	line("revision", "%d, applied %s, lag %.3f s", s.Revision, timeText(s.Applied), s.LagSeconds)
+	line("revision", "%d, applied %s, %s", s.Revision, timeText(s.Applied), lagText(s.LagSeconds))
 	line("policies", "%d select pods of this node; %d of its pods' addresses are policed, %d addresses known", s.Policies, s.Policed, s.Addresses)
+	line("packets", "%s", packetsText(s.Rules))
 	line("decisions", "%d allowed, %d denied, %d audited, %d packets on hold, %d flow records lost", s.Allowed, s.Denied, s.Audited, s.Holding, s.FlowsLost)
 	for _, q := range s.Queues {
 		line(fmt.Sprintf("queue %d", q.Number), "%d packets judged, %d waiting, %d dropped (queue full), %d dropped (buffer full)",
@@ -169,7 +179,7 @@ func writeStatus(out io.Writer, s *Status, output string) error {
 	if s.PodStart != "" {
 		line("pod start", "%s", podStartText(s.PodStart))
 	}
-	line("fails", "%s; on stop %s; iptables %s", s.FailMode, s.OnStop, s.Backend)
+	line("fails", "%s; on stop %s", failText(s.FailMode), s.OnStop)
 	return w.Flush()
 }
 
@@ -194,6 +204,20 @@ func kindText(k KindStatus) string {
 		text += ": " + k.Error
 	}
 	return text
+}
+
+func lagText(seconds float64) string {
+	if seconds == 0 {
+		return "nothing newer is known"
+	}
+	return fmt.Sprintf("%.3f s behind what is known", seconds)
+}
+
+func failText(mode string) string {
+	if mode == "open" {
+		return "open: without an agent, or with a full queue, new connections pass"
+	}
+	return "closed: without an agent, or with a full queue, new connections of policed pods are dropped"
 }
 
 func timeText(t time.Time) string {

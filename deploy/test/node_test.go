@@ -153,7 +153,9 @@ func TestEveryCapabilityIsNeeded(t *testing.T) {
 			if err := r.wait(t, 30*time.Second); err == nil {
 				t.Errorf("ended well without %s:\n%s", name, r.output)
 			}
-			t.Logf("%s", r.output)
+			if said := r.output.String(); !strings.Contains(said, "CAP_"+name) || strings.Contains(said, "kernel module") {
+				t.Errorf("without %s it blames something else:\n%s", name, said)
+			}
 		})
 	}
 }

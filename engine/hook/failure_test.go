@@ -228,19 +228,77 @@ echo "$rules" | $REAL "$@"`)
 
 func TestOpenUnprivileged(t *testing.T) {
 	ns := newNamespace(t)
-	var out []byte
-	ns.in(t, func() (err error) {
-		cmd := exec.Command("/proc/self/exe")
-		cmd.Env = append(os.Environ(), reexec+"=1")
-		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
-		out, err = cmd.CombinedOutput()
-		return err
-	})
-	for _, want := range []string{ErrPermission.Error(), "CAP_NET_ADMIN", "uid 65534", "run as root"} {
-		if !strings.Contains(string(out), want) {
-			t.Errorf("%s\nwant %q", out, want)
+	all := []string{ErrPermission.Error(), "CAP_NET_ADMIN", "CAP_NET_RAW", "run as root", "NET_ADMIN and NET_RAW"}
+	for name, c := range map[string]struct {
+		uid    uint32
+		drop   string // numbers of capabilities
+		want   []string
+		wantNo []string
+	}{
+		"another user":      {65534, "", append(all, "uid 65534"), nil},
+		"root without any":  {0, "12 13", append(all, "uid 0"), nil},
+		"without NET_ADMIN": {0, "12", []string{ErrPermission.Error(), "CAP_NET_ADMIN to change packet filter rules", "add NET_ADMIN to"}, []string{"NET_RAW"}},
+		"without NET_RAW":   {0, "13", []string{ErrPermission.Error(), "CAP_NET_RAW because iptables", "add NET_RAW to"}, []string{"NET_ADMIN", "module"}},
+	} {
+		var out []byte
+		ns.in(t, func() (err error) {
+			cmd := exec.Command("/proc/self/exe")
+			cmd.Env = append(os.Environ(), reexec+"=1", reexecDrop+"="+c.drop)
+			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: c.uid, Gid: c.uid}}
+			out, err = cmd.CombinedOutput()
+			return err
+		})
+		for _, want := range c.want {
+			if !strings.Contains(string(out), want) {
+				t.Errorf("%s: %s\nwant %q", name, out, want)
+			}
+		}
+		for _, no := range c.wantNo {
+			if strings.Contains(string(out), no) {
+				t.Errorf("%s: %s\nit names %q, which is there", name, out, no)
+			}
 		}
 	}
+}
+
+// Sets, connection marks and rules are tried though another of them is missing.
+func TestOpenNamesSetsAndFeaturesTogether(t *testing.T) {
+	ns := newNamespace(t)
+	shadow(t, "iptables-nft-restore", `
+rules=$(cat)
+case "$rules" in *ctdir*) echo "missing kernel module?" >&2; exit 1;; esac
+echo "$rules" | $REAL "$@"`)
+	cfg := testConfig(NFT)
+	// A set of another type in the way of the probe's own is as good as no such type.
+	ns.run(t, "ipset create "+probeKeys(t, &cfg)+" hash:net")
+	err := ns.do(func() error {
+		_, err := Open(cfg)
+		return err
+	})
+	if !errors.Is(err, ErrUnsupported) {
+		t.Fatalf("Open: %v", err)
+	}
+	for _, want := range []string{"is no " + keyType, "conntrack match", "xt_conntrack"} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("%v\nwant %q", err, want)
+		}
+	}
+	for _, no := range []string{"set match", "SET target", "NFQUEUE target"} {
+		if strings.Contains(err.Error(), no) {
+			t.Errorf("%v\nnames %s, which works or cannot be tried", err, no)
+		}
+	}
+}
+
+func probeKeys(t *testing.T, cfg *Config) string {
+	t.Helper()
+	cfg.setDefaults()
+	n, err := newNames(cfg.Prefix)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys, _ := n.probeSets(ipv4)
+	return keys
 }
 
 func TestAutoBackend(t *testing.T) {

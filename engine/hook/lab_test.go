@@ -1,11 +1,13 @@
 package hook
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"regexp"
 	"runtime"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -18,11 +20,31 @@ func TestMain(m *testing.M) {
 	if os.Getenv(reexec) == "" {
 		os.Exit(m.Run())
 	}
+	runtime.LockOSThread() // capabilities are the thread's
+	dropCapabilities(strings.Fields(os.Getenv(reexecDrop)))
 	_, err := Open(testConfig(NFT))
 	fmt.Println(err)
 }
 
-const reexec = "NETVERDICT_HOOK_TEST_OPEN"
+const (
+	reexec     = "NETVERDICT_HOOK_TEST_OPEN"
+	reexecDrop = "NETVERDICT_HOOK_TEST_DROP" // numbers of capabilities
+)
+
+func dropCapabilities(numbers []string) {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	err := unix.Capget(&header, &data[0])
+	for _, text := range numbers {
+		n, parseErr := strconv.Atoi(text)
+		err = errors.Join(err, parseErr)
+		data[n/32].Effective &^= 1 << (n % 32)
+	}
+	if err = errors.Join(err, unix.Capset(&header, &data[0])); err != nil {
+		fmt.Println("drop capabilities:", err)
+		os.Exit(1)
+	}
+}
 
 func testConfig(b Backend) Config {
 	return Config{

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -18,18 +19,39 @@ var (
 	ErrUnsupported = errors.New("missing kernel feature")
 )
 
-// checkPrivilege says early and clearly what would fail in many places.
+// capability is a privilege that a process may have or lack, see capabilities(7).
+type capability struct {
+	number int
+	name   string // without CAP_
+	use    string
+}
+
+var capabilities = []capability{
+	{unix.CAP_NET_ADMIN, "NET_ADMIN", "to change packet filter rules, sets and connection marks, and to read queues"},
+	{unix.CAP_NET_RAW, "NET_RAW", "because iptables asks the kernel about sets through a raw socket"},
+}
+
+// checkPrivilege says early and clearly what would fail in many places, and as
+// something else: without CAP_NET_RAW iptables says that a kernel module is missing.
+// All that is missing is named together.
 func checkPrivilege() error {
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var data [2]unix.CapUserData
+	var data [2]unix.CapUserData // version 3 has two words for each set
 	if err := unix.Capget(&header, &data[0]); err != nil {
 		return fmt.Errorf("read the capabilities of this process: %w", err)
 	}
-	if data[0].Effective&(1<<unix.CAP_NET_ADMIN) == 0 {
-		return fmt.Errorf("change packet filter rules: %w: need CAP_NET_ADMIN, running as uid %d (run as root, or add NET_ADMIN to the container's securityContext.capabilities)",
-			ErrPermission, os.Geteuid())
+	var names, needs []string
+	for _, c := range capabilities {
+		if data[c.number/32].Effective&(1<<(c.number%32)) == 0 {
+			names = append(names, c.name)
+			needs = append(needs, "CAP_"+c.name+" "+c.use)
+		}
 	}
-	return nil
+	if len(names) == 0 {
+		return nil
+	}
+	return fmt.Errorf("%w: need %s; running as uid %d (run as root with all its capabilities, or add %s to the container's securityContext.capabilities)",
+		ErrPermission, strings.Join(needs, "; and "), os.Geteuid(), strings.Join(names, " and "))
 }
 
 // feature is something of the kernel that a rule needs.
@@ -73,16 +95,27 @@ func (s *stack) probe() (err error) {
 	}
 	keys, addrs := s.names.probeSets(s.family)
 	defer func() { err = errors.Join(err, s.removeProbe()) }()
-	err = errors.Join(
+	noSets := errors.Join(
 		s.sets.ensure(s.keySpec(keys, true)),
 		s.sets.ensure(s.addrSpec(addrs)))
-	if err != nil {
-		return fmt.Errorf("%v: %w: %w", s.family, ErrUnsupported, err)
+	return errors.Join(
+		s.unsupported(noSets),
+		s.unsupported(connmarks{s.family, s.conn}.try()),
+		s.probeFeatures(keys, noSets == nil))
+}
+
+// unsupported says that an error, if it is one, is about the kernel.
+func (s *stack) unsupported(err error) error {
+	if err == nil {
+		return nil
 	}
-	if err := (connmarks{s.family, s.conn}).try(); err != nil {
-		return fmt.Errorf("%v: %w: %w", s.family, ErrUnsupported, err)
-	}
-	features := s.features()
+	return fmt.Errorf("%v: %w: %w", s.family, ErrUnsupported, err)
+}
+
+// probeFeatures tries all features at once and, if that fails, each. Those that name
+// a set cannot be tried without it, and need not be: its absence is an error already.
+func (s *stack) probeFeatures(set string, exists bool) error {
+	features := slices.DeleteFunc(s.features(), func(f feature) bool { return !exists && strings.Contains(f.spec, set) })
 	if s.tables.apply(s.probeInput(features)) == nil {
 		return nil
 	}

@@ -34,3 +34,11 @@ const (
 
 // commentPrefix makes our comments recognizable to people.
 const commentPrefix = "netverdict:"
+
+// Purposes lists all of them, in that order.
+var Purposes = []Purpose{
+	PurposeJump, PurposeVerdict, PurposeEstablished, PurposeDeniedReply, PurposeReply, PurposeNode, PurposeNeighbour,
+	PurposeFreed, PurposeNotPoliced, PurposeInvalid, PurposeICMPError, PurposeDenySet, PurposeAllowSet, PurposeQueue,
+	PurposeAllowKeep, PurposeAllowed, PurposeDenyKeep, PurposeDenied, PurposeStaleDenied, PurposeStaleAllowed,
+	PurposeAllowMark, PurposeAllowClear, PurposeDenyMark, PurposeDrop,
+}
