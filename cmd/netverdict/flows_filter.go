@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 
+	flowpb "github.com/cilium/cilium/api/v1/flow"
 	"github.com/spf13/cobra"
 	"k8s.io/apimachinery/pkg/labels"
 
@@ -32,6 +33,9 @@ type flowGroup struct {
 // flowTerm is one value of a filter flag.
 type flowTerm struct {
 	match func(*flow.Line) bool
+	// asks says the same to a Hubble server: one of these filters holds. nil: it
+	// has no words for it.
+	asks []*flowpb.FlowFilter
 	// labelled says that the term looks at labels, which not every log has.
 	labelled bool
 }
@@ -171,11 +175,18 @@ var flowSides = [...]struct{ prefix, words string }{
 	eitherEnd: {"", "from or to"}, fromEnd: {"from-", "from"}, toEnd: {"to-", "to"},
 }
 
-// has makes a term of what an end must be.
-func (s flowSide) has(ok func(*flow.Endpoint) bool) *flowTerm {
-	return &flowTerm{match: func(l *flow.Line) bool {
+// has makes a term of what an end must be, also in the words of a Hubble server.
+func (s flowSide) has(ok func(*flow.Endpoint) bool, source, destination *flowpb.FlowFilter) *flowTerm {
+	t := &flowTerm{match: func(l *flow.Line) bool {
 		return s != toEnd && ok(&l.Source) || s != fromEnd && ok(&l.Destination)
 	}}
+	if s != toEnd {
+		t.asks = append(t.asks, source)
+	}
+	if s != fromEnd {
+		t.asks = append(t.asks, destination)
+	}
+	return t
 }
 
 // objectPattern is a namespace and a name, either of which may be empty: any.
@@ -196,14 +207,15 @@ func podTerm(s flowSide, text string) (*flowTerm, error) {
 	p, err := parseObjectPattern(text)
 	return s.has(func(e *flow.Endpoint) bool {
 		return e.Pod != "" && (p.namespace == "" || p.namespace == e.Namespace) && strings.HasPrefix(e.Pod, p.name)
-	}), err
+	}, &flowpb.FlowFilter{SourcePod: []string{text}}, &flowpb.FlowFilter{DestinationPod: []string{text}}), err
 }
 
 func namespaceTerm(s flowSide, text string) (*flowTerm, error) {
 	if text == "" || strings.Contains(text, "/") {
 		return nil, fmt.Errorf("%q: want the name of a namespace", text)
 	}
-	return s.has(func(e *flow.Endpoint) bool { return e.Namespace == text }), nil
+	return s.has(func(e *flow.Endpoint) bool { return e.Namespace == text },
+		&flowpb.FlowFilter{SourcePod: []string{text + "/"}}, &flowpb.FlowFilter{DestinationPod: []string{text + "/"}}), nil
 }
 
 // endLabels are an end's labels with the one that Hubble adds.
@@ -241,7 +253,8 @@ func labelTerm(s flowSide, text string) (*flowTerm, error) {
 	if selector.Empty() {
 		return nil, errors.New("the selector is empty")
 	}
-	t := s.has(func(e *flow.Endpoint) bool { return selector.Matches(endLabels{e}) })
+	t := s.has(func(e *flow.Endpoint) bool { return selector.Matches(endLabels{e}) },
+		&flowpb.FlowFilter{SourceLabel: []string{text}}, &flowpb.FlowFilter{DestinationLabel: []string{text}})
 	t.labelled = true
 	return t, nil
 }
@@ -260,7 +273,8 @@ func ipTerm(s flowSide, text string) (*flowTerm, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%q is neither an IP address nor a prefix such as 10.0.0.0/8", text)
 	}
-	return s.has(func(e *flow.Endpoint) bool { return prefix.Contains(e.IP.WithZone("")) }), nil
+	return s.has(func(e *flow.Endpoint) bool { return prefix.Contains(e.IP.WithZone("")) },
+		&flowpb.FlowFilter{SourceIp: []string{prefix.String()}}, &flowpb.FlowFilter{DestinationIp: []string{prefix.String()}}), nil
 }
 
 func portTerm(text string) (*flowTerm, error) {
@@ -268,28 +282,45 @@ func portTerm(text string) (*flowTerm, error) {
 	if err != nil || port == 0 {
 		return nil, fmt.Errorf("%q: want a number within 1–65535", text)
 	}
-	return &flowTerm{match: func(l *flow.Line) bool {
-		return l.Destination.Port == uint16(port) || l.Ports != nil && l.Ports.MayHave(uint16(port))
-	}}, nil
+	number := uint16(port)
+	return &flowTerm{
+		match: func(l *flow.Line) bool {
+			return l.Destination.Port == number || l.Ports != nil && l.Ports.MayHave(number)
+		},
+		asks: []*flowpb.FlowFilter{{DestinationPort: []string{strconv.Itoa(int(number))}}},
+	}, nil
 }
 
-// protocolNames are those that policy.ParseProtocol does not know: Hubble's, which
-// stand for several.
+// protocolNames are those that Hubble's command has beside policy.ParseProtocol's.
 var protocolNames = map[string][]policy.Protocol{
-	"icmp": {policy.ICMP, policy.ICMPv6}, "icmpv4": {policy.ICMP}, "icmpv6": {policy.ICMPv6},
+	"icmp": {policy.ICMP, policy.ICMPv6}, "icmpv4": {policy.ICMP},
 }
 
-func parseProtocols(text string) ([]policy.Protocol, error) {
-	if known, ok := protocolNames[strings.ToLower(text)]; ok {
-		return known, nil
-	}
-	p, err := policy.ParseProtocol(strings.ToUpper(text))
-	return []policy.Protocol{p}, err
+// hubbleProtocols are the names that a Hubble server has.
+var hubbleProtocols = map[policy.Protocol]string{
+	policy.TCP: "tcp", policy.UDP: "udp", policy.SCTP: "sctp", policy.ICMP: "icmpv4", policy.ICMPv6: "icmpv6",
 }
 
 func protocolTerm(text string) (*flowTerm, error) {
-	protocols, err := parseProtocols(text)
-	return &flowTerm{match: func(l *flow.Line) bool { return slices.Contains(protocols, l.Protocol) }}, err
+	protocols, ok := protocolNames[strings.ToLower(text)]
+	if !ok {
+		p, err := policy.ParseProtocol(text)
+		if err != nil {
+			return nil, err
+		}
+		protocols = []policy.Protocol{p}
+	}
+	ask := &flowpb.FlowFilter{}
+	for _, p := range protocols {
+		if name, known := hubbleProtocols[p]; known {
+			ask.Protocol = append(ask.Protocol, name)
+		}
+	}
+	t := &flowTerm{match: func(l *flow.Line) bool { return slices.Contains(protocols, l.Protocol) }}
+	if len(ask.GetProtocol()) == len(protocols) {
+		t.asks = []*flowpb.FlowFilter{ask}
+	}
+	return t, nil
 }
 
 // hubbleVerdicts are the words of Hubble's command for verdicts.
@@ -298,18 +329,34 @@ var hubbleVerdicts = map[string]policy.Verdict{
 	"forwarded": policy.Allow, "dropped": policy.Deny,
 }
 
+// verdictMessages are the verdicts of the Hubble API.
+var verdictMessages = map[policy.Verdict]flowpb.Verdict{
+	policy.Allow: flowpb.Verdict_FORWARDED, policy.Deny: flowpb.Verdict_DROPPED, policy.Audit: flowpb.Verdict_AUDIT,
+}
+
+// directionMessages are its directions.
+var directionMessages = map[policy.Direction]flowpb.TrafficDirection{
+	policy.Egress: flowpb.TrafficDirection_EGRESS, policy.Ingress: flowpb.TrafficDirection_INGRESS,
+}
+
 func verdictTerm(text string) (*flowTerm, error) {
 	v, ok := hubbleVerdicts[strings.ToLower(text)]
 	if !ok {
 		return nil, fmt.Errorf("%q: want deny, allow or audit", text)
 	}
-	return &flowTerm{match: func(l *flow.Line) bool { return l.Verdict == v }}, nil
+	return &flowTerm{
+		match: func(l *flow.Line) bool { return l.Verdict == v },
+		asks:  []*flowpb.FlowFilter{{Verdict: []flowpb.Verdict{verdictMessages[v]}}},
+	}, nil
 }
 
 func directionTerm(text string) (*flowTerm, error) {
 	var d policy.Direction
 	err := d.UnmarshalText([]byte(strings.ToLower(text)))
-	return &flowTerm{match: func(l *flow.Line) bool { return l.Direction == d }}, err
+	return &flowTerm{
+		match: func(l *flow.Line) bool { return l.Direction == d },
+		asks:  []*flowpb.FlowFilter{{TrafficDirection: []flowpb.TrafficDirection{directionMessages[d]}}},
+	}, err
 }
 
 func reasonTerm(text string) (*flowTerm, error) {
@@ -321,7 +368,10 @@ func reasonTerm(text string) (*flowTerm, error) {
 func policyTerm(text string) (*flowTerm, error) {
 	p, err := parseObjectPattern(text)
 	is := func(name string) bool {
-		namespace, name, _ := strings.Cut(name, "/")
+		namespace, name, both := strings.Cut(name, "/")
+		if !both {
+			namespace, name = "", namespace // of the cluster
+		}
 		return name != "" && (p.namespace == "" || p.namespace == namespace) && (p.name == "" || p.name == name)
 	}
 	said := func(o *flow.OutcomeJSON) bool {

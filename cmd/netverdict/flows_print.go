@@ -14,11 +14,13 @@ import (
 
 // flowPrinter writes flows, for people or as JSON lines.
 type flowPrinter struct {
-	out    *bufio.Writer
-	json   bool
-	screen *screen // renders spans
-	flows  uint64  // printed, apart from what says that flows are missing
-	buf    []byte
+	out  *bufio.Writer
+	json bool
+	// hideNode leaves the node out for people: there is one only.
+	hideNode bool
+	screen   *screen // renders spans
+	flows    uint64  // printed, apart from what says that flows are missing
+	buf      []byte
 }
 
 func newFlowPrinter(w io.Writer, output, color string) (*flowPrinter, error) {
@@ -46,7 +48,7 @@ func (p *flowPrinter) print(l *flow.Line) error {
 		_, err := p.out.Write(p.buf)
 		return p.failure(err)
 	}
-	_, err := p.out.WriteString(p.screen.render(flowLineSpans(l)) + "\n")
+	_, err := p.out.WriteString(p.screen.render(p.spans(l)) + "\n")
 	return p.failure(err)
 }
 
@@ -74,12 +76,15 @@ var verdictSpans = map[policy.Verdict]span{
 	policy.Deny: {"DENY", red}, policy.Allow: {"ALLOW", green}, policy.Audit: {"AUDIT", yellow},
 }
 
-// flowLineSpans is the compact form:
+// spans is the compact form:
 //
 //	time source → destination:port/protocol VERDICT by policies (direction, why)
-func flowLineSpans(l *flow.Line) []span {
+func (p *flowPrinter) spans(l *flow.Line) []span {
 	at := span{l.Time.Local().Format(flowTime) + " ", dim}
-	node := span{nodeSuffix(l), dim}
+	node := span{"", dim}
+	if l.Node != "" && !p.hideNode {
+		node.text = " on " + printable(l.Node)
+	}
 	switch {
 	case l.Lost > 0:
 		return []span{at, {fmt.Sprintf("%d flows were lost", l.Lost), alarm}, node}
@@ -93,13 +98,6 @@ func flowLineSpans(l *flow.Line) []span {
 		{decidedText(l) + repeatedText(l), plain},
 		node,
 	}
-}
-
-func nodeSuffix(l *flow.Line) string {
-	if l.Node == "" {
-		return ""
-	}
-	return " on " + printable(l.Node)
 }
 
 // endpointText names a pod, or gives the address of what is none.
