@@ -7,11 +7,13 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 
@@ -23,13 +25,22 @@ const (
 	etcdProgram      = "etcd"
 	apiserverProgram = "kube-apiserver"
 	kubectlProgram   = "kubectl"
+	// endToEndProgram is a test binary: upstream's end-to-end tests.
+	endToEndProgram = "e2e.test"
 )
 
-// packages are the main packages of the programs, tools of servers.mod.
+// packages are the packages of the programs, tools of servers.mod. A control plane
+// needs the first two; deploy/conformance makes a whole cluster.
 var packages = map[string]string{
-	etcdProgram:      "go.etcd.io/etcd/server/v3",
-	apiserverProgram: "k8s.io/kubernetes/cmd/kube-apiserver",
-	kubectlProgram:   "k8s.io/kubernetes/cmd/kubectl",
+	etcdProgram:               "go.etcd.io/etcd/server/v3",
+	apiserverProgram:          "k8s.io/kubernetes/cmd/kube-apiserver",
+	kubectlProgram:            "k8s.io/kubernetes/cmd/kubectl",
+	"kube-controller-manager": "k8s.io/kubernetes/cmd/kube-controller-manager",
+	"kube-scheduler":          "k8s.io/kubernetes/cmd/kube-scheduler",
+	"kube-proxy":              "k8s.io/kubernetes/cmd/kube-proxy",
+	"agnhost":                 "k8s.io/kubernetes/test/images/agnhost",
+	endToEndProgram:           "k8s.io/kubernetes/test/e2e",
+	"ginkgo":                  "github.com/onsi/ginkgo/v2/ginkgo",
 }
 
 var (
@@ -56,14 +67,15 @@ func requiredVersion(module string) string {
 	return string(m[1])
 }
 
-// Build returns the path of a program, one of etcd, kube-apiserver and kubectl,
-// and builds it if the user cache directory does not have it yet. That takes up to
-// four minutes on two cores, most of it for the first of the Kubernetes programs.
-// Processes that need the same program wait for each other.
+// Build returns the path of a program: etcd, kube-apiserver, kube-controller-manager,
+// kube-scheduler, kube-proxy, kubectl, agnhost, e2e.test, ginkgo. It builds the
+// program if the user cache directory does not have it yet. That takes up to four
+// minutes on two cores for the first of the Kubernetes programs, and as long again
+// for e2e.test. Processes that need the same program wait for each other.
 func Build(ctx context.Context, program string) (string, error) {
 	pkg, ok := packages[program]
 	if !ok {
-		return "", fmt.Errorf("build %s: not one of etcd, kube-apiserver, kubectl", program)
+		return "", fmt.Errorf("build %s: not one of %s", program, strings.Join(slices.Sorted(maps.Keys(packages)), ", "))
 	}
 	dir, err := cacheDir()
 	if err != nil {
@@ -126,7 +138,11 @@ func compile(ctx context.Context, dir, pkg, path string) error {
 		}
 	}
 	out := filepath.Join(scratch, "program")
-	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-mod=readonly", "-buildvcs=false", "-ldflags", linkerFlags(), "-o", out, pkg)
+	verb := []string{"build"}
+	if pkg == packages[endToEndProgram] {
+		verb = []string{"test", "-c"}
+	}
+	cmd := exec.CommandContext(ctx, "go", append(verb, "-trimpath", "-mod=readonly", "-buildvcs=false", "-ldflags", linkerFlags(), "-o", out, pkg)...)
 	cmd.Dir = scratch
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=", "GOWORK=off", "GOOS=linux", "GOARCH="+runtime.GOARCH)
 	cmd.WaitDelay = 5 * time.Second
