@@ -29,6 +29,12 @@ import (
 type Options struct {
 	// Nodes is how many; default 3, at most 250. They are node-1, node-2 and so on.
 	Nodes int
+	// Dir keeps logs, keys and the control plane's data. Empty: a temporary directory,
+	// which Close removes. A directory named here must exist, and is left in place.
+	Dir string
+	// IPv6First makes IPv6 the primary family of nodes and pods; both have both. The
+	// API server's Service ranges are the caller's (APIServerArgs).
+	IPv6First bool
 	// Name and Named are those of netlab.Options: with Named, each namespace can be
 	// entered with `ip netns exec nv-<Name>-<namespace>.<pod>`.
 	Name  string
@@ -125,8 +131,10 @@ func Start(ctx context.Context, opts Options) (*Cluster, error) {
 }
 
 func (c *Cluster) start(ctx context.Context) (err error) {
-	if c.dir, err = os.MkdirTemp("", "netverdict-cluster-"); err != nil {
-		return err
+	if c.dir = c.opts.Dir; c.dir == "" {
+		if c.dir, err = os.MkdirTemp("", "netverdict-cluster-"); err != nil {
+			return err
+		}
 	}
 	if c.lab, err = netlab.New(netlab.Options{Name: c.opts.Name, Named: c.opts.Named}); err != nil {
 		return err
@@ -161,7 +169,7 @@ func (c *Cluster) start(ctx context.Context) (err error) {
 func (c *Cluster) startControlPlane(ctx context.Context) (err error) {
 	var names []string
 	for i := range c.opts.Nodes {
-		for _, a := range nodeAddrs(i + 1) {
+		for _, a := range c.nodeAddrs(i + 1) {
 			names = append(names, a.String())
 		}
 	}
@@ -176,11 +184,18 @@ func (c *Cluster) startControlPlane(ctx context.Context) (err error) {
 }
 
 // nodeAddrs are the addresses of the n-th node, from 1.
-func nodeAddrs(n int) []netip.Addr {
-	return []netip.Addr{
+func (c *Cluster) nodeAddrs(n int) []netip.Addr {
+	return primaryFirst(c.opts.IPv6First,
 		netip.AddrFrom4([4]byte{172, 31, 255, byte(n)}),
-		netip.AddrFrom16([16]byte{0: 0xfd, 1: 0x6e, 2: 0x76, 15: byte(n)}),
+		netip.AddrFrom16([16]byte{0: 0xfd, 1: 0x6e, 2: 0x76, 15: byte(n)}))
+}
+
+// primaryFirst orders what there is of each family.
+func primaryFirst[T any](six bool, v4, v6 T) []T {
+	if six {
+		return []T{v6, v4}
 	}
+	return []T{v4, v6}
 }
 
 func (c *Cluster) addNodes(ctx, background context.Context) error {
@@ -236,7 +251,7 @@ func (c *Cluster) shutDown() error {
 	if c.control != nil {
 		errs = append(errs, c.control.Stop())
 	}
-	if c.dir != "" {
+	if c.dir != "" && c.opts.Dir == "" {
 		errs = append(errs, os.RemoveAll(c.dir))
 	}
 	return errors.Join(errs...)

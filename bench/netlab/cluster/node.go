@@ -34,11 +34,10 @@ type Node struct {
 	started int      // agents ever started; numbers them
 }
 
-func podCIDRs(n int) []netip.Prefix {
-	return []netip.Prefix{
+func (c *Cluster) podCIDRs(n int) []netip.Prefix {
+	return primaryFirst(c.opts.IPv6First,
 		netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 244, byte(n), 0}), 24),
-		netip.PrefixFrom(netip.AddrFrom16([16]byte{0: 0xfd, 2: 0x02, 3: 0x44, 5: byte(n)}), 64),
-	}
+		netip.PrefixFrom(netip.AddrFrom16([16]byte{0: 0xfd, 2: 0x02, 3: 0x44, 5: byte(n)}), 64))
 }
 
 // addNode makes the n-th node, from 1, and its object.
@@ -49,7 +48,7 @@ func (c *Cluster) addNode(ctx context.Context, number int) (*Node, error) {
 		return nil, err
 	}
 	var err error
-	n.Node, err = c.lab.AddNode(name, netlab.NodeOptions{Addrs: nodeAddrs(number), PodCIDRs: podCIDRs(number)})
+	n.Node, err = c.lab.AddNode(name, netlab.NodeOptions{Addrs: c.nodeAddrs(number), PodCIDRs: c.podCIDRs(number)})
 	if err != nil {
 		return nil, err
 	}
