@@ -48,6 +48,9 @@ PURE     = $(filter-out $(KERNEL) $(call LIST,$(RACY)),$(TESTED))
 # are some of each kind, and an empty list means that go list failed.
 none = echo '$(1): no such package in $(PKGS)'; [[ '$(PKGS)' != ./... ]]
 
+# Both protocols, ports by number and name, blocks with exceptions, changes.
+CONFORMANCE_SHORT := 'default-deny-all|based on Ports|access on one named port|enforce updated policy|except clause|stop enforcing policies'
+
 # gotest(name, flags, packages) runs tests and keeps their results for `total`.
 define gotest
 	@mkdir -p $(RESULTS)
@@ -62,11 +65,11 @@ define fuzz
 	if [[ -z "$$packages" ]]; then $(call none,fuzz); else .ci/fuzz $(1) $$packages; fi
 endef
 
-.PHONY: help demo build test deps deps-test check vet lint unit race integration control-plane cluster fuzz fuzz-long bench benchstat bench-once bench-agent bench-net bench-peers bench-report peers deps-peers total clean
+.PHONY: help demo build test deps deps-test check vet lint unit race integration control-plane conformance conformance-short cluster fuzz fuzz-long bench benchstat bench-once bench-agent bench-net bench-peers bench-report peers deps-peers total clean
 
 help: ## Print this
 	@echo "netverdict: make TARGET"
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo "Variables: PKGS=$(PKGS) FUZZTIME=$(FUZZTIME) BENCH=$(BENCH) COUNT=$(COUNT) BENCHTIME=$(BENCHTIME)"
 
 demo: deps build ## See it work: namespaces as pods, real policies, real requests (root; 1 minute)
@@ -107,6 +110,13 @@ control-plane: deps-test ## Tests with a real etcd and kube-apiserver: the API-s
 	cd kube/kubetest && go test -count=1 -timeout 30m ./...
 	cd deploy/test && go test -count=1 -timeout 30m ./...
 	cd bench/netlab/cluster && go test -count=1 -timeout 30m ./...
+	cd deploy/conformance && go test -count=1 ./...
+
+conformance: deps ## Upstream's NetworkPolicy tests and ours on a cluster, with and without agents, into deploy/conformance/results (root; 40 minutes, the first build 10 more)
+	cd deploy/conformance && go run . -results results
+
+conformance-short: deps ## Eight of upstream's tests, with and without agents (root; 4 minutes, the first build 10 more)
+	cd deploy/conformance && go run . -own=false -families IPv4 -procs 8 -focus $(CONFORMANCE_SHORT)
 
 cluster: deps ## A Kubernetes cluster in a box until Ctrl-C: real API server and agents, pods are namespaces (root); flags: BOX="-nodes 5"
 	@mkdir -p bin
