@@ -65,7 +65,7 @@ define fuzz
 	if [[ -z "$$packages" ]]; then $(call none,fuzz); else .ci/fuzz $(1) $$packages; fi
 endef
 
-.PHONY: help demo build test deps deps-test check vet lint unit race integration control-plane conformance conformance-short cluster fuzz fuzz-long bench benchstat bench-once bench-agent bench-net bench-peers bench-report peers deps-peers total clean
+.PHONY: help demo build test deps deps-test check vet lint unit race integration control-plane conformance conformance-short cluster fuzz fuzz-long bench benchstat bench-once bench-agent bench-net bench-peers bench-report deps-peers total clean
 
 help: ## Print this
 	@echo "netverdict: make TARGET"
@@ -78,7 +78,7 @@ demo: deps build ## See it work: namespaces as pods, real policies, real request
 build: ## Build bin/netverdict
 	go build -trimpath -o bin/netverdict ./cmd/netverdict
 
-test: deps-test check vet lint bench-once fuzz unit race integration total ## Everything that CI runs (root)
+test: deps-test check vet lint bench-once fuzz unit race integration control-plane total ## Everything that CI runs (root)
 
 deps: ## Install the Debian packages that are missing (root, only if any is)
 	@.ci/deps $(DEPS)
@@ -106,11 +106,16 @@ integration: deps-test ## Tests on the real kernel, in network namespaces of the
 	$(call gotest,integration,-race -count=1 -p 2 -timeout 15m,$(KERNEL))
 integration: export CGO_ENABLED = 1
 
-control-plane: deps-test ## Tests with a real etcd and kube-apiserver: the API-server source, deploy/, a cluster in a box (first build 4 to 7 minutes)
-	cd kube/kubetest && go test -count=1 -timeout 30m ./...
-	cd deploy/test && go test -count=1 -timeout 30m ./...
-	cd bench/netlab/cluster && go test -count=1 -timeout 30m ./...
-	cd deploy/conformance && go test -count=1 ./...
+# Modules of their own: giants such as a Kubernetes API server, which users never
+# download. A busy machine can make one of their tests late: what fails is tried
+# once more, and gotestsum says so.
+MODULES = $(patsubst ./%/go.mod,%,$(sort $(shell find . -mindepth 2 -name go.mod -not -path './.ci/*')))
+
+control-plane: deps-test deps-peers ## Tests of the modules: a real API server, deploy/, a cluster in a box, real hubble clients, bench/peers (first build 10 minutes)
+	@mkdir -p $(RESULTS)
+	@$(foreach m,$(MODULES),echo 'module $(m)'; (cd $(m) && go vet ./... && go tool -modfile=$(CURDIR)/.ci/tools/go.mod gotestsum \
+		--format pkgname --format-hide-empty-pkg --rerun-fails=1 --rerun-fails-max-failures=3 --packages=./... \
+		--jsonfile $(CURDIR)/$(RESULTS)/module-$(subst /,-,$(m)).json -- -count=1 -p 1 -timeout 30m);)
 
 conformance: deps ## Upstream's NetworkPolicy tests and ours on a cluster, with and without agents, into deploy/conformance/results (root; 40 minutes, the first build 10 more)
 	cd deploy/conformance && go run . -results results
@@ -171,15 +176,11 @@ bench-peers: deps deps-peers build ## The same, how designs scale, and the close
 bench-report: ## Tables and plot of bench/README.md from NETBENCH
 	cd bench/peers && go run ./report -readme ../README.md -plot ../connects.svg ../../$(NETBENCH)
 
-peers: deps deps-peers ## Tests of bench/peers: every kind of variant for a moment (root)
-	cd bench/peers && go vet ./... && go test -count=1 -timeout 15m ./...
-	cd bench/peers && go test -run '^$$' -bench . -benchtime 1x . >/dev/null
-
 deps-peers:
 	@.ci/deps $(PEERS_DEPS)
 
 total:
-	@.ci/total $(wildcard $(addprefix $(RESULTS)/,unit.json race.json integration.json))
+	@.ci/total $(wildcard $(addprefix $(RESULTS)/,unit.json race.json integration.json $(foreach m,$(MODULES),module-$(subst /,-,$(m)).json)))
 
 clean: ## Remove what was built here (Go's own caches stay)
 	rm -rf bin
