@@ -43,6 +43,7 @@ type agentOptions struct {
 	metrics      metricsOptions
 	node         nodeOptions
 	hubble       hubbleOptions
+	mode         modeOptions
 }
 
 func newAgent(e env) *cobra.Command {
@@ -61,9 +62,14 @@ good policies stay in force.
 Flow records go to standard output as JSON lines (or to --flow-log-file), messages
 to standard error. Repeated denials are folded into lines with a count, port scans
 too, and no more than --flow-log-rate lines are written a second.
-Needs root, or CAP_NET_ADMIN and CAP_NET_RAW, and the packages iptables and ipset.`,
+Needs root, or CAP_NET_ADMIN and CAP_NET_RAW, and the packages iptables and ipset.
+
+With --mode=audit nothing is enforced and nothing installed: copies of the traffic
+are judged, and what would be denied is reported with the verdict audit. That needs
+CAP_NET_RAW alone.`,
 		Example: `  netverdict agent --manifests /etc/netverdict/manifests --node-name node-1
   netverdict agent --manifests manifests/ --flow-log all | jq .
+  netverdict agent --mode audit --manifests manifests/ --node-name node-1
   netverdict agent --kubeconfig /etc/kubernetes/kubelet.conf --node-name node-1`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -106,6 +112,7 @@ func (o *agentOptions) addFlags(cmd *cobra.Command) {
 	f.DurationVar(&o.hook.AllowTimeout, "allow-timeout", time.Minute, "how long the kernel remembers an allowed source, destination and port; 0 turns that off")
 	f.DurationVar(&o.hook.DenyTimeout, "deny-timeout", 30*time.Second, "the same for denied ones")
 	o.live.addFlags(f)
+	o.mode.addFlags(f)
 	o.metrics.addFlags(f)
 	o.node.addFlags(f)
 	o.hubble.addFlags(cmd)
@@ -133,7 +140,7 @@ func (o *agentOptions) validate() error {
 	case o.cacheSize < 0:
 		return fmt.Errorf("--cache-size %d: want 0 or more decisions", o.cacheSize)
 	}
-	return errors.Join(o.live.validate(), o.flowLog.validate(), o.metrics.validate(), o.hubble.validate())
+	return errors.Join(o.live.validate(), o.mode.validate(), o.flowLog.validate(), o.metrics.validate(), o.hubble.validate())
 }
 
 // source says where the objects come from. An agent does not start on manifests
@@ -157,7 +164,7 @@ func (o *agentOptions) run(ctx context.Context, e env) error {
 	log := slog.New(slog.NewTextHandler(e.stderr, nil))
 	klog.SetSlogLogger(log)
 
-	if !o.niceGiven && o.queue.Nice < 0 && !mayRaisePriority() {
+	if !o.mode.audits() && !o.niceGiven && o.queue.Nice < 0 && !mayRaisePriority() {
 		log.Warn("worker threads keep the ordinary priority; under load, verdicts take longer (add CAP_SYS_NICE)")
 		o.queue.Nice = 0
 	}
@@ -165,8 +172,7 @@ func (o *agentOptions) run(ctx context.Context, e env) error {
 	if err != nil {
 		return err
 	}
-	o.askEach(log)
-	rules, err := o.openRules()
+	rules, err := o.prepare(log)
 	if err != nil {
 		return err
 	}

@@ -61,9 +61,11 @@ func (a *agent) measured() *metrics.Agent {
 			}
 			return &metrics.Kernel{Engine: k.engine, Queues: k.queues, First: a.options.hook.QueueNum}
 		},
-		Rules: a.rules,
 		Flows: a.collector.Stats,
 		Log:   a.flowLog.Stats,
+	}
+	if a.rules != nil {
+		m.Rules = a.rules
 	}
 	if c, ok := a.source.(*clusterSource); ok {
 		m.Kinds = c.measuredKinds
@@ -75,7 +77,7 @@ func (a *agent) measuredState() metrics.State {
 	a.mu.Lock()
 	state := a.state
 	a.mu.Unlock()
-	return metrics.State{Enforcing: state.enforcing, Failing: state.problem() != "", Oldest: a.oldestChange(state.waiting)}
+	return metrics.State{Enforcing: state.enforcing && !a.options.mode.audits(), Failing: state.problem() != "", Oldest: a.oldestChange(state.waiting)}
 }
 
 // oldestChange is when the oldest change came that is known and not in force, whether

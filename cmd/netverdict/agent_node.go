@@ -84,6 +84,9 @@ func (o *agentOptions) openRules() (*hook.Hook, error) {
 
 // logNode says once what was found out about the node.
 func (a *agent) logNode() {
+	if a.rules == nil {
+		return // it would take privileges that an audit has not
+	}
 	modes, err := a.rules.KubeProxy()
 	if err != nil {
 		a.log.Warn("not everything about this node could be found out", "error", err)
@@ -110,18 +113,22 @@ type RuleStatus struct {
 
 // addNode adds what is found out by looking: it takes a moment.
 func (a *agent) addNode(s *Status) {
-	modes, err := a.rules.KubeProxy()
-	counted, countErr := a.rules.Counters()
-	s.NodeFacts = NodeStatus{KubeProxy: append([]string{}, modes...), PodCIDRs: []netip.Prefix{}}
-	if err := errors.Join(err, countErr); err != nil {
-		s.NodeFacts.Problem = err.Error()
-	}
+	s.Rules = []RuleStatus{}
+	s.NodeFacts = NodeStatus{KubeProxy: []string{}, PodCIDRs: []netip.Prefix{}}
 	if k := a.kernel.Load(); k != nil {
 		if tree, _ := k.engine.Tree(); tree != nil {
 			s.NodeFacts.PodCIDRs = append(s.NodeFacts.PodCIDRs, tree.LocalPodCIDRs()...)
 		}
 	}
-	s.Rules = []RuleStatus{}
+	if a.rules == nil {
+		return // an audit may not look
+	}
+	modes, err := a.rules.KubeProxy()
+	counted, countErr := a.rules.Counters()
+	s.NodeFacts.KubeProxy = append(s.NodeFacts.KubeProxy, modes...)
+	if err := errors.Join(err, countErr); err != nil {
+		s.NodeFacts.Problem = err.Error()
+	}
 	for _, p := range hook.Purposes {
 		if n, known := counted[p]; known {
 			s.Rules = append(s.Rules, RuleStatus{p, n})

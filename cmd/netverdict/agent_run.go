@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/netverdict/netverdict/engine"
+	"github.com/netverdict/netverdict/engine/audit"
 	"github.com/netverdict/netverdict/engine/flow"
 	"github.com/netverdict/netverdict/engine/hook"
 	"github.com/netverdict/netverdict/engine/metrics"
@@ -42,8 +43,9 @@ type agent struct {
 	flowLog   *flow.Log
 	demand    flow.Demand // what the sinks want
 	collector *flow.Collector
-	flows     *flowServer            // nil: not served
-	kernel    atomic.Pointer[kernel] // nil until there is a first tree
+	flows     *flowServer                   // nil: not served
+	kernel    atomic.Pointer[kernel]        // nil until there is a first tree
+	auditor   atomic.Pointer[audit.Auditor] // the same; only of an agent that audits
 
 	noticed  map[string]bool // notices of the last snapshot; owned by watch
 	podStart string          // owned by watch
@@ -56,8 +58,8 @@ type agent struct {
 // to judge by: a queue that is bound and not read swallows packets that would
 // otherwise pass with --queue-bypass.
 type kernel struct {
-	engine *engine.Engine
-	queues []queue.Source
+	engine judge
+	queues []queue.Source // none in an audit
 }
 
 // agentState is what the endpoints report, guarded by agent.mu.
@@ -174,7 +176,7 @@ func (a *agent) work(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return a.watch(ctx) })
 	if a.options.health != "" {
-		group.Go(func() error { return serveHealth(ctx, a.options.health, a.ready) })
+		group.Go(func() error { return serveHealth(ctx, a.options.health, a.ready, a.options.mode.readyText()) })
 	}
 	if a.options.statusSocket != "" {
 		group.Go(func() error { return serveStatus(ctx, a.options.statusSocket, a.status, a.log) })
@@ -193,7 +195,7 @@ func (a *agent) work(ctx context.Context) error {
 		return err
 	})
 	err := group.Wait()
-	if err != nil && a.state.enforcing && !a.requested() {
+	if err != nil && a.state.enforcing && !a.options.mode.audits() && !a.requested() {
 		a.log.Error("the rules stay and drop new connections of policed pods; start the agent again, or run netverdict cleanup to enforce nothing")
 	}
 	return err
@@ -269,7 +271,12 @@ func (a *agent) enforce(ctx context.Context, group *errgroup.Group) error {
 	if err != nil {
 		return err
 	}
-	if first == nil {
+	switch {
+	case a.options.mode.audits() && first == nil:
+		return nil
+	case a.options.mode.audits():
+		return a.audit(ctx, group, first, start)
+	case first == nil:
 		return a.leaveEarly()
 	}
 	queues, err := a.openQueues()
@@ -322,7 +329,7 @@ func (a *agent) compile(n news) (*policy.Tree, error) {
 
 // build compiles and applies snapshots, one at a time. What cannot be applied
 // is tried again until it can or something newer has come.
-func (a *agent) build(ctx context.Context, e *engine.Engine) error {
+func (a *agent) build(ctx context.Context, e judge) error {
 	var retry <-chan time.Time
 	var n news
 	for {
@@ -345,7 +352,7 @@ func (a *agent) build(ctx context.Context, e *engine.Engine) error {
 	}
 }
 
-func (a *agent) apply(e *engine.Engine, n news) error {
+func (a *agent) apply(e judge, n news) error {
 	start := time.Now()
 	tree, err := a.compile(n)
 	if err != nil {
@@ -362,7 +369,7 @@ func (a *agent) apply(e *engine.Engine, n news) error {
 	a.changes.Applied(time.Since(start)-compiled, change)
 	a.changes.Enforced(time.Since(n.since))
 	a.enforced(tree)
-	a.log.Info("enforcing a new state", "policies", tree.Stats().Policies, "addresses", tree.Stats().Addresses,
+	a.log.Info(a.options.mode.verb()+" a new state", "policies", tree.Stats().Policies, "addresses", tree.Stats().Addresses,
 		"revokes", change.Revokes, "adds", change.Adds, "compile", compiled, "total", time.Since(start))
 	return nil
 }

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"time"
 
-	"github.com/netverdict/netverdict/engine"
 	"github.com/netverdict/netverdict/kube"
 	"github.com/netverdict/netverdict/policy"
 )
@@ -19,6 +18,8 @@ func (a *agent) ready() error {
 		return nil
 	case a.state.problem() != "":
 		return errors.New("not enforcing: " + a.state.problem())
+	case a.options.mode.audits():
+		return errors.New("not auditing: waiting for the first state from " + a.source.String())
 	}
 	return errors.New("not enforcing: waiting for the first state from " + a.source.String())
 }
@@ -30,16 +31,21 @@ func (a *agent) status() Status {
 	a.mu.Unlock()
 	s := Status{
 		Version: versionText(), Node: a.options.nodeName, Source: a.source.String(),
-		Enforcing: state.enforcing, Problem: state.problem(), Applied: state.applied,
-		FailMode: "closed", OnStop: a.options.onStop, Backend: a.rules.Backend().String(),
+		Mode: a.options.mode.mode, Problem: state.problem(), Applied: state.applied,
 	}
-	if a.options.hook.FailOpen {
-		s.FailMode = "open"
+	if !a.options.mode.audits() {
+		s.Enforcing, s.FailMode, s.OnStop, s.Backend = state.enforcing, "closed", a.options.onStop, a.rules.Backend().String()
+		if a.options.hook.FailOpen {
+			s.FailMode = "open"
+		}
 	}
 	a.addCluster(&s, state.waiting)
 	if k := a.kernel.Load(); k != nil {
 		s.addTree(k.engine)
 		s.addQueues(k, a.options.hook.QueueNum)
+	}
+	if auditor := a.auditor.Load(); auditor != nil {
+		s.addAudit(auditor)
 	}
 	s.FlowsLost = a.collector.Stats().Lost
 	a.addNode(&s)
@@ -64,7 +70,7 @@ func kindStatus(k *kube.KindStatus) KindStatus {
 	return KindStatus{Kind: k.Kind, Objects: k.Objects, Connected: k.Connected, Revision: k.Revision, Error: k.Error}
 }
 
-func (s *Status) addTree(e *engine.Engine) {
+func (s *Status) addTree(e judge) {
 	tree, revision := e.Tree()
 	if tree == nil {
 		return

@@ -30,21 +30,35 @@ func (m *manifests) addFlags(cmd *cobra.Command) {
 	must(cmd.MarkFlagRequired("filename"))
 }
 
-// loadWorld reads manifests for the offline verbs. What it noticed but did not
-// stop at goes to stderr: a policy that is not enforced changes every answer.
-func loadWorld(e env, m manifests) (*world, error) {
+// load reads manifests for the offline verbs. What it noticed but did not stop at
+// goes to stderr: a policy that is not enforced changes every answer.
+func (m *manifests) load(e env) (*policy.Snapshot, error) {
 	s, report, err := kube.LoadAll(m.paths, kube.Options{Recursive: m.recursive})
 	for _, n := range report.Notices {
 		if n.Severity != kube.Skipped {
 			fmt.Fprintf(e.stderr, "netverdict: %s: %s\n", n.Severity, n)
 		}
 	}
-	if err != nil {
-		return nil, err
-	}
+	return s, err
+}
+
+func (m *manifests) compile(s *policy.Snapshot) (*policy.Tree, error) {
 	tree, err := policy.Compile(s)
 	if err != nil {
 		return nil, fmt.Errorf("compile %s: %w", strings.Join(m.paths, ", "), err)
+	}
+	return tree, nil
+}
+
+// loadWorld compiles manifests for all nodes.
+func loadWorld(e env, m manifests) (*world, error) {
+	s, err := m.load(e)
+	if err != nil {
+		return nil, err
+	}
+	tree, err := m.compile(s)
+	if err != nil {
+		return nil, err
 	}
 	w := &world{tree: tree, pods: make(map[policy.NamespacedName]*policy.Pod, len(s.Pods))}
 	for _, p := range s.Pods {

@@ -30,7 +30,7 @@ const readHeaderTimeout = 5 * time.Second
 
 // serveHealth answers probes until ctx ends. The address is usually a loopback
 // one: a host-network pod's probes can reach that.
-func serveHealth(ctx context.Context, address string, ready func() error) error {
+func serveHealth(ctx context.Context, address string, ready func() error, readyText string) error {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+pathHealth, func(w http.ResponseWriter, _ *http.Request) {
 		fmt.Fprintln(w, "ok")
@@ -40,7 +40,7 @@ func serveHealth(ctx context.Context, address string, ready func() error) error 
 			http.Error(w, err.Error(), http.StatusServiceUnavailable)
 			return
 		}
-		fmt.Fprintln(w, "ok")
+		fmt.Fprintln(w, readyText)
 	})
 	l, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
 	if err != nil {

@@ -13,6 +13,7 @@ func TestMain(m *testing.M) {
 		"netverdict": func() {
 			os.Exit(run(context.Background(), env{os.Stdin, os.Stdout, os.Stderr}, os.Args[1:]))
 		},
+		"capture": func() { os.Exit(writeCapture(os.Stdin, os.Args[1:])) },
 	})
 }
 

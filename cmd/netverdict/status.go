@@ -24,6 +24,7 @@ type Status struct {
 	Version   string `json:"version"`
 	Node      string `json:"node,omitempty"`
 	Source    string `json:"source"`
+	Mode      string `json:"mode"` // enforce or audit
 	Enforcing bool   `json:"enforcing"`
 	// Problem is what keeps the newest state from being enforced, or empty.
 	Problem string `json:"problem,omitempty"`
@@ -41,6 +42,7 @@ type Status struct {
 	OnStop     string        `json:"onStop"`
 	Backend    string        `json:"backend"`
 	Queues     []QueueStatus `json:"queues"`
+	Audit      *AuditStatus  `json:"audit,omitempty"`
 	Allowed    uint64        `json:"allowed"` // decisions since the agent started
 	Denied     uint64        `json:"denied"`
 	Audited    uint64        `json:"audited"` // passed, though policies of audited namespaces deny them
@@ -83,7 +85,7 @@ func newStatus(e env) *cobra.Command {
 		Long: `Say what the agent on this host enforces, how far it is behind its source, and
 how its queues do.
 
-Exit codes: 0 it enforces, 2 it runs but does not, 1 there is no answer.`,
+Exit codes: 0 it enforces, 2 it runs but does not (an audit never does), 1 there is no answer.`,
 		Example: `  netverdict status
   kubectl -n kube-system exec ds/netverdict -- /netverdict status -o json`,
 		Args: cobra.NoArgs,
@@ -160,7 +162,9 @@ func writeStatus(out io.Writer, s *Status, output string) error {
 	if s.Node != "" {
 		line("node", "%s", s.Node)
 	}
-	line("host", "iptables %s; %s", s.Backend, s.NodeFacts.factsText())
+	if s.Mode != modeAudit {
+		line("host", "iptables %s; %s", s.Backend, s.NodeFacts.factsText())
+	}
 	if s.NodeFacts.Problem != "" {
 		line("", "not everything could be found out: %s", s.NodeFacts.Problem)
 	}
@@ -170,7 +174,9 @@ func writeStatus(out io.Writer, s *Status, output string) error {
 	}
 	line("revision", "%d, applied %s, %s", s.Revision, timeText(s.Applied), lagText(s.LagSeconds))
 	line("policies", "%d select pods of this node; %d of its pods' addresses are policed, %d addresses known", s.Policies, s.Policed, s.Addresses)
-	line("packets", "%s", packetsText(s.Rules))
+	if s.Mode != modeAudit {
+		line("packets", "%s", packetsText(s.Rules))
+	}
 	line("decisions", "%d allowed, %d denied, %d audited, %d packets on hold, %d flow records lost", s.Allowed, s.Denied, s.Audited, s.Holding, s.FlowsLost)
 	for _, q := range s.Queues {
 		line(fmt.Sprintf("queue %d", q.Number), "%d packets judged, %d waiting, %d dropped (queue full), %d dropped (buffer full)",
@@ -179,12 +185,22 @@ func writeStatus(out io.Writer, s *Status, output string) error {
 	if s.PodStart != "" {
 		line("pod start", "%s", podStartText(s.PodStart))
 	}
+	if s.Mode == modeAudit {
+		if s.Audit != nil {
+			line("copies", "%s", auditText(s.Audit))
+		}
+		return w.Flush()
+	}
 	line("fails", "%s; on stop %s", failText(s.FailMode), s.OnStop)
 	return w.Flush()
 }
 
 func enforcingText(s *Status) string {
 	switch {
+	case s.Mode == modeAudit && s.Problem != "":
+		return "no: " + notEnforced + ", and it is not the newest state that is audited: " + s.Problem
+	case s.Mode == modeAudit:
+		return "no: " + notEnforced
 	case s.Enforcing && s.Problem != "":
 		return "yes, but not the newest state: " + s.Problem
 	case s.Enforcing:

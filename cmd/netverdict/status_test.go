@@ -152,7 +152,7 @@ func TestHealthEndpoints(t *testing.T) {
 	ready := make(chan error, 1)
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
-	go func() { ended <- serveHealth(ctx, address, func() error { return <-ready }) }()
+	go func() { ended <- serveHealth(ctx, address, func() error { return <-ready }, "ok") }()
 	for _, c := range []struct {
 		path  string
 		ready error

@@ -19,6 +19,8 @@ type Config struct {
 	Collector *flow.Collector
 	RingSize  int // flow records that it can be ahead of the sinks; a power of two
 	Log       flow.Filter
+	// PolicyLimit is how many policies PolicyHits counts by name.
+	PolicyLimit int
 	// Flows is how many flows are remembered, to tell replies and later packets
 	// from new flows.
 	Flows int
@@ -37,6 +39,7 @@ type Auditor struct {
 	by       atomic.Pointer[judgement]
 	ring     *flow.Ring
 	counters counters
+	hits     *hits
 
 	mu      sync.Mutex // serializes Apply
 	running bool
@@ -63,7 +66,7 @@ type judgement struct {
 
 // New makes an auditor. Nothing happens before Run.
 func New(cfg Config) (*Auditor, error) {
-	a := &Auditor{cfg: cfg, ring: cfg.Collector.NewRing(cfg.RingSize), looker: newLooker()}
+	a := &Auditor{cfg: cfg, hits: newHits(cfg.PolicyLimit), ring: cfg.Collector.NewRing(cfg.RingSize), looker: newLooker()}
 	var err error
 	if a.flows, err = newFlows(cfg.Flows, time.Now().UnixNano()); err != nil {
 		return nil, fmt.Errorf("remember %d flows: %w", cfg.Flows, err)

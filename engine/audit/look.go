@@ -128,7 +128,7 @@ func transport(ip []byte) (header []byte, identification uint16) {
 	}
 	next, rest := ip[6], ip[40:]
 	for len(rest) >= 8 {
-		size := 0
+		var size int
 		switch next {
 		case 0, 43, 60: // RFC 8200 sections 4.3, 4.4, 4.6
 			size = (int(rest[1]) + 1) * 8

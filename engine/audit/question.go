@@ -86,6 +86,7 @@ func (a *Auditor) settle(by *judgement, q *question, d policy.Decision) {
 		d.Verdict, d.Audit = policy.Allow, true
 	}
 	a.counters.decided(&d)
+	a.hits.decided(&d)
 	if a.cfg.Log.Keep(d.Reported()) {
 		a.ring.Push(Record(p, q.at, d, by.tree, by.serial))
 	}

@@ -7,6 +7,7 @@ import (
 	"github.com/netverdict/netverdict/engine/flow"
 	"github.com/netverdict/netverdict/engine/hook"
 	"github.com/netverdict/netverdict/engine/queue"
+	"github.com/netverdict/netverdict/policy"
 )
 
 // Agent is what is read of an agent when its metrics are asked for. The functions
@@ -16,7 +17,7 @@ type Agent struct {
 	State   func() State
 	// Kernel returns nil as long as nothing is enforced.
 	Kernel func() *Kernel
-	Rules  Rules
+	Rules  Rules // nil: there are none
 	Flows  func() flow.Stats
 	Log    func() flow.LogStats
 	// Kinds is nil if objects do not come from an API server.
@@ -34,9 +35,16 @@ type State struct {
 
 // Kernel is the kernel's side of an agent.
 type Kernel struct {
-	Engine *engine.Engine
+	Engine Engine
 	Queues []queue.Source
 	First  uint16 // number of the first queue
+}
+
+// Engine is what decides; *engine.Engine is one, *audit.Auditor another.
+type Engine interface {
+	Tree() (tree *policy.Tree, serial uint64)
+	Stats() engine.Stats
+	PolicyHits() []engine.PolicyHits
 }
 
 // Rules are the kernel's rules; *hook.Hook is one.

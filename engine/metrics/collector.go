@@ -8,7 +8,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sys/unix"
 
-	"github.com/netverdict/netverdict/engine"
 	"github.com/netverdict/netverdict/engine/queue"
 	"github.com/netverdict/netverdict/policy"
 )
@@ -38,7 +37,9 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	c.collectState(ch)
 	c.collectKinds(ch)
 	c.collectFlows(ch)
-	c.rules.collect(ch)
+	if c.agent.Rules != nil {
+		c.rules.collect(ch)
+	}
 	k := c.agent.Kernel()
 	if k == nil {
 		return
@@ -88,7 +89,7 @@ func (c *collector) collectFlows(ch chan<- prometheus.Metric) {
 	send(ch, logFailures, l.Errors)
 }
 
-func collectTree(ch chan<- prometheus.Metric, e *engine.Engine) {
+func collectTree(ch chan<- prometheus.Metric, e Engine) {
 	tree, serial := e.Tree()
 	if tree == nil {
 		return
@@ -116,7 +117,7 @@ func collectTree(ch chan<- prometheus.Metric, e *engine.Engine) {
 // namespace, so none can be mistaken for it.
 const otherPolicies = "other"
 
-func collectDecisions(ch chan<- prometheus.Metric, e *engine.Engine) {
+func collectDecisions(ch chan<- prometheus.Metric, e Engine) {
 	s := e.Stats()
 	for _, d := range s.Decisions {
 		send(ch, decisions, d.Count, d.Verdict.String(), d.Reason.String(), d.Direction.String())
