@@ -99,7 +99,7 @@ func (a *agent) audit(ctx context.Context, group *errgroup.Group, first *policy.
 	defer socket.Close()
 	o := a.options
 	auditor, err := audit.New(audit.Config{
-		Socket: socket, Collector: a.collector, RingSize: 8192, Log: o.flowLog.filter,
+		Socket: socket, Collector: a.collector, RingSize: 8192, Log: &a.demand,
 		Flows: o.mode.flows, PolicyLimit: o.metrics.policies,
 		AllowTimeout: o.hook.AllowTimeout, DenyTimeout: o.hook.DenyTimeout,
 		HoldLimit: o.holdLimit, HoldTime: o.holdTime, HoldRemote: o.live.holdRemote,

@@ -18,14 +18,15 @@ type Config struct {
 	Socket    *Socket
 	Collector *flow.Collector
 	RingSize  int // flow records that it can be ahead of the sinks; a power of two
-	Log       flow.Filter
+	Log       engine.Log
 	// PolicyLimit is how many policies PolicyHits counts by name.
 	PolicyLimit int
 	// Flows is how many flows are remembered, to tell replies and later packets
 	// from new flows.
 	Flows int
 	// AllowTimeout and DenyTimeout are for how long a source, destination,
-	// protocol and port is not reported again; 0 reports every flow.
+	// protocol and port is not reported again; 0 reports every flow. As long as Log
+	// wants allowed flows it gets all of them.
 	AllowTimeout, DenyTimeout time.Duration
 	// HoldLimit flows of pods that are not known yet are judged when they are, or
 	// after HoldTime; after HoldRemote where it is a pod of another node.

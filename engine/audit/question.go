@@ -19,7 +19,8 @@ type question struct {
 func (a *Auditor) ask(by *judgement, q question) {
 	p := &q.packet
 	k := kind{p.Src, p.Dst, p.Protocol, p.DstPort}
-	if !policed(by.tree, p) || a.recent.has(k, q.at) {
+	if !policed(by.tree, p) || a.recent.has(k, policy.Deny, q.at) ||
+		a.recent.has(k, policy.Allow, q.at) && !a.cfg.Log.Keep(policy.Allow) {
 		return
 	}
 	d := by.tree.Decide(p.Src, p.Dst, p.Protocol, p.DstPort)

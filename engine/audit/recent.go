@@ -40,13 +40,9 @@ func newRecent(allow, deny time.Duration) (recent, error) {
 	return r, nil
 }
 
-func (r *recent) has(k kind, now int64) bool {
-	for _, lru := range r.until {
-		if until, ok := lru.Get(k); ok && now < until {
-			return true
-		}
-	}
-	return false
+func (r *recent) has(k kind, v policy.Verdict, now int64) bool {
+	until, ok := r.until[v].Get(k)
+	return ok && now < until
 }
 
 func (r *recent) add(k kind, v policy.Verdict, now int64) {

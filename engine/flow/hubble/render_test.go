@@ -114,6 +114,18 @@ func TestRenderKinds(t *testing.T) {
 	}
 }
 
+// TestRenderAudited: what passes only because it is audited is neither forwarded nor
+// dropped to a client, and says who denies it.
+func TestRenderAudited(t *testing.T) {
+	r := flows()["denied"]
+	r.Decision.Verdict, r.Decision.Audit = policy.Allow, true
+	f := rendered(t, r)
+	if f.GetVerdict() != flowpb.Verdict_AUDIT || f.GetDropReasonDesc() != flowpb.DropReason_DROP_REASON_UNKNOWN ||
+		len(f.GetIngressDeniedBy()) != 2 || len(f.GetIngressAllowedBy()) != 0 || f.GetTrafficDirection() != flowpb.TrafficDirection_INGRESS {
+		t.Errorf("%v", f)
+	}
+}
+
 func number(id uint32) string { return string(rune('0' + id)) }
 
 // TestSummaryIsBounded: a pod may be isolated by thousands of policies.
