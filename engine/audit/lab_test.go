@@ -256,6 +256,21 @@ func (n *network) demand(want ...[]string) {
 	}
 }
 
+// awaitReports waits for so many reports: what is still to be judged when a tree is
+// applied is judged by the new one.
+func (n *network) awaitReports(least int) {
+	n.t.Helper()
+	n.await(fmt.Sprintf("%d reports", least), func() bool { return len(n.flows.reports()) >= least })
+}
+
+// settle waits until no copy has come for a while.
+func (n *network) settle() {
+	n.t.Helper()
+	for last := uint64(0); n.auditor.Copies().Copied != last; time.Sleep(300 * time.Millisecond) {
+		last = n.auditor.Copies().Copied
+	}
+}
+
 func (n *network) await(what string, cond func() bool) {
 	n.t.Helper()
 	for deadline := time.Now().Add(patience); !cond(); time.Sleep(5 * time.Millisecond) {
@@ -350,22 +365,43 @@ func TestApplied(t *testing.T) {
 	n.serve(80)
 	n.start(n.tree(false), func(c *audit.Config) { c.AllowTimeout, c.DenyTimeout = time.Hour, time.Hour })
 	n.reach(n.client, n.server, 80)
-	n.reach(n.client, n.server, 80) // remembered
+	n.reach(n.client, n.server, 80) // the log wants each that is allowed
+	n.awaitReports(12)
 	change, err := n.auditor.Apply(n.tree(false, isolate("client")))
 	if err != nil || !change.Revokes {
 		t.Errorf("change %+v: %v", change, err)
 	}
 	n.reach(n.client, n.server, 80)
+	n.reach(n.client, n.server, 80) // remembered
+	n.settle()
 	change, err = n.auditor.Apply(n.tree(false))
 	if err != nil || !change.Adds {
 		t.Errorf("change %+v: %v", change, err)
 	}
 	n.reach(n.client, n.server, 80)
 	once := reached(policy.Allow, n.client, n.server, 80)
-	n.demand(once, reached(policy.Audit, n.client, n.server, 80), once)
+	n.demand(once, once, reached(policy.Audit, n.client, n.server, 80), once)
 	if tree, serial := n.auditor.Tree(); tree == nil || serial != 3 {
 		t.Errorf("serial %d", serial)
 	}
+}
+
+// TestRemembered: a log of denials is told once of each kind that would be denied,
+// and of what is allowed not at all.
+func TestRemembered(t *testing.T) {
+	t.Parallel()
+	n := newNetwork(t)
+	n.serve(80)
+	n.start(n.tree(false), func(c *audit.Config) { c.Log, c.AllowTimeout, c.DenyTimeout = flow.Denied, time.Hour, time.Hour })
+	for range 3 {
+		n.reach(n.client, n.server, 80)
+		n.reach(n.other, n.server, 80)
+	}
+	n.settle()
+	if s := n.auditor.Stats(); s.Decided(policy.Allow) != 6 || s.Decided(policy.Audit) != 6 {
+		t.Errorf("decisions %+v", s.Decisions)
+	}
+	n.demand(reached(policy.Audit, n.other, n.server, 80))
 }
 
 // TestLatePod: a flow of a pod that is not known yet is judged when it is, and
