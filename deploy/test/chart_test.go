@@ -133,6 +133,11 @@ func TestValuesTakeEffect(t *testing.T) {
 				return true
 			},
 		},
+		"audit": {values("agent.mode", "audit"), func(_ objects, p corev1.PodSpec, c corev1.Container) bool {
+			return slices.Contains(c.Args, "--mode=audit") && slices.Equal(c.SecurityContext.Capabilities.Add, []corev1.Capability{"NET_RAW"}) &&
+				!slices.ContainsFunc(c.Args, func(a string) bool { return strings.HasPrefix(a, "--iptables") || strings.HasPrefix(a, "--worker") }) &&
+				!slices.ContainsFunc(p.Volumes, func(v corev1.Volume) bool { return v.HostPath != nil })
+		}},
 		"no priority, no capability": {values("agent.workerNice", 0), func(_ objects, _ corev1.PodSpec, c corev1.Container) bool {
 			return slices.Contains(c.Args, "--worker-nice=0") && slices.Equal(c.SecurityContext.Capabilities.Add, []corev1.Capability{"NET_ADMIN", "NET_RAW"})
 		}},
