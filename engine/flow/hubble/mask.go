@@ -13,6 +13,17 @@ import (
 // whole. nil sends everything.
 type fieldMask map[protoreflect.Name]fieldMask
 
+// impliedBy are fields without which others cannot be read: of a policy verdict, the
+// direction and the policies. The hubble command (1.19) forgets them in the mask that
+// it sends by default, and then prints "TRAFFIC_DIRECTION_UNKNOWN" and, even with
+// --print-policy-names, no policy.
+var impliedBy = map[string][]string{
+	"event_type": {
+		"traffic_direction", "policy_match_type",
+		"egress_allowed_by", "ingress_allowed_by", "egress_denied_by", "ingress_denied_by",
+	},
+}
+
 func newFieldMask(m *fieldmaskpb.FieldMask) (fieldMask, error) {
 	if len(m.GetPaths()) == 0 {
 		return nil, nil
@@ -23,6 +34,9 @@ func newFieldMask(m *fieldmaskpb.FieldMask) (fieldMask, error) {
 	mask := fieldMask{}
 	for _, path := range m.GetPaths() {
 		mask.add(strings.Split(path, "."))
+		for _, implied := range impliedBy[path] {
+			mask.add([]string{implied})
+		}
 	}
 	return mask, nil
 }

@@ -206,6 +206,10 @@ func TestFieldMask(t *testing.T) {
 	if f.GetSource().GetNamespace() != "" || f.GetUuid() != "" || f.GetDestination() != nil {
 		t.Errorf("there is more than was asked for: %v", f)
 	}
+	all, err = answer(t, c, &observerpb.GetFlowsRequest{FieldMask: &fieldmaskpb.FieldMask{Paths: []string{"event_type"}}})
+	if err != nil || len(all) != 1 || len(all[0].GetFlow().GetIngressDeniedBy()) != 2 || all[0].GetFlow().GetTrafficDirection() != flowpb.TrafficDirection_INGRESS {
+		t.Errorf("a type without what belongs to it: %v, %v", all, err)
+	}
 	if all[0].GetTime() == nil || all[0].GetNodeName() != "node-1" {
 		t.Errorf("the response itself is not masked: %v", all[0])
 	}
