@@ -24,7 +24,7 @@ import (
 )
 
 // defaultHubbleSocket is where install.yaml's agents serve flows.
-const defaultHubbleSocket = "/var/run/netverdict/hubble.sock"
+const defaultHubbleSocket = "/run/netverdict/hubble.sock"
 
 // hubbleOptions are the flags of the Hubble-compatible flow server.
 type hubbleOptions struct {

@@ -88,6 +88,9 @@ func TestBadValuesAreRefused(t *testing.T) {
 		{"agent.iptablesBackend", "nftables", "iptablesBackend"},
 		{"agent.workerNice", 20, "workerNice"},
 		{"agent.extraArgs", []any{"cleanup"}, "extraArgs"},
+		{"hubble.group", "netverdict", "group"},
+		{"hubble.history", 0, "history"},
+		{"hubble.tls.secretName", "a b", "secretName"},
 		{"health.port", 0, "port"},
 		{"health.port", "8051", "port"},
 		{"image.repository", "", "repository"},
@@ -136,7 +139,7 @@ func TestValuesTakeEffect(t *testing.T) {
 		"audit": {values("agent.mode", "audit"), func(_ objects, p corev1.PodSpec, c corev1.Container) bool {
 			return slices.Contains(c.Args, "--mode=audit") && slices.Equal(c.SecurityContext.Capabilities.Add, []corev1.Capability{"NET_RAW"}) &&
 				!slices.ContainsFunc(c.Args, func(a string) bool { return strings.HasPrefix(a, "--iptables") || strings.HasPrefix(a, "--worker") }) &&
-				!slices.ContainsFunc(p.Volumes, func(v corev1.Volume) bool { return v.HostPath != nil })
+				!slices.ContainsFunc(p.Volumes, func(v corev1.Volume) bool { return v.HostPath != nil && v.HostPath.Path != "/run/netverdict" })
 		}},
 		"no priority, no capability": {values("agent.workerNice", 0), func(_ objects, _ corev1.PodSpec, c corev1.Container) bool {
 			return slices.Contains(c.Args, "--worker-nice=0") && slices.Equal(c.SecurityContext.Capabilities.Add, []corev1.Capability{"NET_ADMIN", "NET_RAW"})
@@ -144,6 +147,18 @@ func TestValuesTakeEffect(t *testing.T) {
 		"health port": {values("health.port", 9000), func(_ objects, _ corev1.PodSpec, c corev1.Container) bool {
 			return slices.Contains(c.Args, "--health-address=127.0.0.1:9000") && c.ReadinessProbe.HTTPGet.Port.IntVal == 9000 &&
 				c.LivenessProbe.HTTPGet.Port.IntVal == 9000 && c.StartupProbe.HTTPGet.Port.IntVal == 9000
+		}},
+		"flows to a group": {values("hubble.group", 4711), func(_ objects, p corev1.PodSpec, c corev1.Container) bool {
+			return slices.Contains(c.Args, "--hubble-group=4711") && slices.Equal(p.SecurityContext.SupplementalGroups, []int64{4711})
+		}},
+		"no flows": {values("hubble.enabled", false), func(o objects, p corev1.PodSpec, c corev1.Container) bool {
+			return !strings.Contains(strings.Join(c.Args, " "), "hubble") && p.Volumes[0].EmptyDir != nil && o.peers == nil
+		}},
+		"flows on TCP": {values("hubble.tls.secretName", "certs", "hubble.tls.port", 4000, "hubble.clusterName", "prod"), func(o objects, p corev1.PodSpec, c corev1.Container) bool {
+			return slices.Contains(c.Args, "--hubble-listen=:4000") && slices.Contains(c.Args, "--hubble-cluster-name=prod") &&
+				slices.Contains(c.Args, "--hubble-tls-client-ca="+c.VolumeMounts[2].MountPath+"/ca.crt") &&
+				p.Volumes[1].Name == c.VolumeMounts[2].Name && p.Volumes[1].Secret.SecretName == "certs" &&
+				o.peers.Spec.Ports[0].TargetPort.IntVal == 4000 && o.peers.Spec.Selector["app.kubernetes.io/name"] == o.agents.Spec.Template.Labels["app.kubernetes.io/name"]
 		}},
 		"API server": {values("apiServer.host", "192.0.2.1"), func(_ objects, _ corev1.PodSpec, c corev1.Container) bool {
 			return slices.Contains(c.Env, corev1.EnvVar{Name: "KUBERNETES_SERVICE_HOST", Value: "192.0.2.1"}) &&

@@ -86,6 +86,12 @@ func volumeSource(t *testing.T, pod corev1.PodSpec, name, host string) string {
 		case v.Name != name:
 		case v.EmptyDir != nil:
 			return ""
+		case v.HostPath != nil && *v.HostPath.Type == corev1.HostPathDirectoryOrCreate:
+			path := filepath.Join(host, v.HostPath.Path)
+			if err := os.MkdirAll(path, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			return path
 		case v.HostPath != nil && *v.HostPath.Type == corev1.HostPathFileOrCreate:
 			path := filepath.Join(host, v.HostPath.Path)
 			if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {

@@ -82,7 +82,7 @@ func TestPrivileges(t *testing.T) {
 
 func TestMountsOfTheHost(t *testing.T) {
 	for file, want := range map[string][]string{
-		"install.yaml":   {"/run/xtables.lock"},
+		"install.yaml":   {"/run/netverdict", "/run/xtables.lock"},
 		"uninstall.yaml": {"/run/xtables.lock"},
 	} {
 		var got []string

@@ -24,6 +24,7 @@ type objects struct {
 	role    *rbacv1.ClusterRole
 	binding *rbacv1.ClusterRoleBinding
 	agents  *appsv1.DaemonSet
+	peers   *corev1.Service
 }
 
 func readManifest(t *testing.T, name string) string {
@@ -50,6 +51,8 @@ func decode(t *testing.T, manifest string) objects {
 			setOnce(t, &out.binding, o)
 		case *appsv1.DaemonSet:
 			setOnce(t, &out.agents, o)
+		case *corev1.Service:
+			setOnce(t, &out.peers, o)
 		default:
 			t.Fatalf("unexpected object %T:\n%s", o, doc)
 		}

@@ -41,8 +41,8 @@ type Agent struct {
 const agentGrace = 30 * time.Second
 
 // StartAgent starts an agent with the arguments of deploy/install.yaml, then those
-// of Options.AgentArgs, then the given ones; the last of a kind wins. The status
-// socket, and the ports of all addresses in install.yaml's arguments, differ between
+// of Options.AgentArgs, then the given ones; the last of a kind wins. The
+// sockets, and the ports of all addresses in install.yaml's arguments, differ between
 // the agents of a node. It does not wait until the agent is ready. The agent dies with
 // the cluster at the latest.
 func (n *Node) StartAgent(args ...string) (*Agent, error) {
@@ -56,6 +56,7 @@ func (n *Node) StartAgent(args ...string) (*Agent, error) {
 	a.Args = slices.Concat(n.deployedArgs(), []string{
 		"--kubeconfig=" + n.cluster.agentKubeconfig(),
 		"--status-socket=" + a.socket,
+		"--hubble-socket=" + base + "-hubble.sock",
 		"--health-address=" + a.health.String(),
 	}, n.cluster.opts.AgentArgs, args)
 	a.cmd = n.Command(context.Background(), n.cluster.binary, a.Args...)
