@@ -273,9 +273,12 @@ func testQueue(s *scene) {
 	}
 	talk() // packets of pods that an agent has not heard of wait in the queue
 	s.idle(map[string]bool{"node-1": true, "node-2": true, "node-3": true}, talk)
-	s.apply("server", "{podSelector: {matchLabels: {app: server}}, ingress: [{}]}")
+	// It revokes something: the kernel may remember what passed before it.
+	s.apply("server", "{podSelector: {matchLabels: {app: server}}, ingress: [{from: [{podSelector: {matchLabels: {app: client}}}]}]}")
 	s.await("node-1 has a policy", func() bool { return s.status("node-1").Policed > 0 })
-	s.idle(map[string]bool{"node-1": false, "node-2": true, "node-3": true}, talk)
+	s.idle(map[string]bool{"node-1": false, "node-2": true, "node-3": true}, func() {
+		s.demand("traffic", allowed(client.Host, server, tcp, 80), denied(third.Host, server, tcp, 80), allowed(client.Host, third, tcp, 80))
+	})
 	s.drop("server")
 	s.await("node-1 has none", func() bool { return s.status("node-1").Policed == 0 })
 	s.idle(map[string]bool{"node-1": true, "node-2": true, "node-3": true}, talk)
