@@ -65,7 +65,7 @@ define fuzz
 	if [[ -z "$$packages" ]]; then $(call none,fuzz); else .ci/fuzz $(1) $$packages; fi
 endef
 
-.PHONY: help demo build test deps deps-test check vet lint unit race integration control-plane conformance conformance-short cluster fuzz fuzz-long bench benchstat bench-once bench-agent bench-net bench-peers bench-report deps-peers total clean
+.PHONY: help demo build test deps deps-test check vet lint unit race integration control-plane conformance conformance-short cluster profile fuzz fuzz-long bench benchstat bench-once bench-agent bench-net bench-peers bench-report deps-peers total clean
 
 help: ## Print this
 	@echo "netverdict: make TARGET"
@@ -132,6 +132,9 @@ bench-agent: deps ## The agent in a cluster of 10,000 pods and 1,000 policies, p
 	@mkdir -p $(dir $(BENCHFILE))
 	@.ci/machine | tee $(BENCHFILE)
 	cd bench/netlab/cluster && go test -run '^$$' -bench . -benchtime 1x -timeout 1h . | tee -a $(CURDIR)/$(BENCHFILE)
+
+profile: deps build ## CPU profile and flame graph of the agent under load, in bin/profile (root; PROFILEFLAGS=-help)
+	go run ./bench/profile -netverdict bin/netverdict -out bin/profile $(PROFILEFLAGS)
 
 fuzz: ## Every fuzz target for FUZZTIME
 	$(call fuzz,$(FUZZTIME))

@@ -42,6 +42,7 @@ type agentOptions struct {
 	live         liveOptions
 	metrics      metricsOptions
 	node         nodeOptions
+	profile      profileOptions
 	hubble       hubbleOptions
 	mode         modeOptions
 }
@@ -115,6 +116,7 @@ func (o *agentOptions) addFlags(cmd *cobra.Command) {
 	o.mode.addFlags(f)
 	o.metrics.addFlags(f)
 	o.node.addFlags(f)
+	o.profile.addFlags(f)
 	o.hubble.addFlags(cmd)
 	cmd.MarkFlagsMutuallyExclusive("manifests", "kubeconfig")
 }
@@ -140,7 +142,7 @@ func (o *agentOptions) validate() error {
 	case o.cacheSize < 0:
 		return fmt.Errorf("--cache-size %d: want 0 or more decisions", o.cacheSize)
 	}
-	return errors.Join(o.live.validate(), o.mode.validate(), o.flowLog.validate(), o.metrics.validate(), o.hubble.validate())
+	return errors.Join(o.live.validate(), o.mode.validate(), o.flowLog.validate(), o.metrics.validate(), o.hubble.validate(), o.profile.validate())
 }
 
 // source says where the objects come from. An agent does not start on manifests

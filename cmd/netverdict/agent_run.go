@@ -184,6 +184,9 @@ func (a *agent) work(ctx context.Context) error {
 	if a.options.metrics.address != "" {
 		group.Go(func() error { return a.serveMetrics(ctx) })
 	}
+	if a.options.profile.address != "" {
+		group.Go(func() error { return a.options.profile.serve(ctx) })
+	}
 	if a.flows != nil {
 		a.flows.serve(ctx, group)
 	}
