@@ -6,8 +6,13 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
+	"sync"
 	"testing"
 
+	networkingv1 "k8s.io/api/networking/v1"
+
+	"github.com/netverdict/netverdict/bench/cputime"
 	"github.com/netverdict/netverdict/bench/gen"
 	"github.com/netverdict/netverdict/policy"
 )
@@ -27,6 +32,7 @@ func BenchmarkMapLookup(b *testing.B) {
 	rng := rand.New(rand.NewPCG(1, 2))
 	rng.Shuffle(len(keys), func(i, j int) { keys[i], keys[j] = keys[j], keys[i] })
 	b.ReportAllocs()
+	defer cputime.Report(b)()
 	for i := 0; b.Loop(); {
 		if _, ok := m[keys[i]]; !ok {
 			b.Fatal("key is missing")
@@ -54,29 +60,85 @@ var outcomes = []struct {
 // says whose policies are compiled: one node's, as an agent does (then the source
 // is one of its pods), or all, as the offline tools do.
 func BenchmarkDecide(b *testing.B) {
-	for _, pods := range []int{1_000, 100_000} {
-		for _, policies := range []int{10, 100, 1_000, 10_000} {
-			c := gen.New(1, gen.Size{Pods: pods, Policies: policies})
-			local, isLocal := c.OnNode(0)
-			for _, scope := range []string{"node", "cluster"} {
-				s := *c.Snapshot
-				from := local
-				if scope == "node" {
-					s.Local = isLocal
-				} else {
-					from = nil
-				}
-				tree := compile(b, &s)
-				for _, o := range outcomes {
-					conns := draw(c, tree, from, o.is)
+	for _, size := range decideSizes() {
+		for _, scope := range scopes {
+			tree := sync.OnceValue(func() scene { return newScene(b, size, scope) })
+			for _, o := range outcomes {
+				b.Run(fmt.Sprintf("%s/%s/%dpods/%dpolicies", o.name, scope, size.Pods, size.Policies), func(b *testing.B) {
+					s := tree()
+					conns := draw(s.cluster, s.tree, s.from, o.is)
 					if conns == nil {
-						continue // too few policies for this outcome to occur
+						b.Skip("too few policies for this outcome to occur")
 					}
-					b.Run(fmt.Sprintf("%s/%s/%dpods/%dpolicies", o.name, scope, pods, policies), func(b *testing.B) {
-						decide(b, tree, conns, o.is)
-					})
-				}
+					decide(b, s.tree, conns, o.is)
+				})
 			}
+		}
+	}
+}
+
+// scene is a compiled cluster, and the pods that connections come from.
+type scene struct {
+	cluster *gen.Cluster
+	tree    *policy.Tree
+	from    []*policy.Pod
+}
+
+func newScene(b *testing.B, size gen.Size, scope string) scene {
+	c := gen.New(1, size)
+	s := *c.Snapshot
+	var from []*policy.Pod
+	if scope == "node" {
+		from, s.Local = c.OnNode(0)
+	}
+	return scene{c, compile(b, &s), from}
+}
+
+// decideSizes vary the policies at 100,000 pods, and the pods at 1,000 policies.
+func decideSizes() []gen.Size {
+	if once() {
+		return []gen.Size{{Pods: 100, Policies: 100}, {Pods: 1_000, Policies: 10}, {Pods: 1_000, Policies: 1_000}}
+	}
+	var all []gen.Size
+	for _, policies := range []int{10, 100, 1_000, 10_000, 100_000} {
+		all = append(all, gen.Size{Pods: 100_000, Policies: policies})
+	}
+	for _, pods := range []int{100, 1_000, 10_000, 200_000} {
+		all = append(all, gen.Size{Pods: pods, Policies: 1_000})
+	}
+	return all
+}
+
+// BenchmarkDecideShape measures policies at the edge of what people write: many
+// rules, port ranges, or networks with exceptions, asked from the pods that they
+// isolate.
+func BenchmarkDecideShape(b *testing.B) {
+	c := gen.New(1, gen.Size{Pods: 10_000, Policies: 1_000})
+	from := c.Tenant(0)
+	for _, shape := range []struct {
+		name  string
+		sizes []int
+		make  func(int) *networkingv1.NetworkPolicy
+		ask   func(i, n int, conn *gen.Connection)
+	}{
+		{"rules", []int{1, 10, 100}, c.ManyRules, func(i, n int, conn *gen.Connection) { conn.Port = uint16(8000 + i%n) }},
+		{"port-ranges", []int{1, 10, 100, 1000}, c.ManyPorts, func(i, n int, conn *gen.Connection) { conn.Port = uint16(1024 + i%(20*n)) }},
+		{"networks", []int{1, 10, 100, 1_000, 10_000}, c.ManyBlocks, func(i, n int, conn *gen.Connection) {
+			conn.Port, conn.Dst = 443, gen.Block(i%n, i%4 == 0)
+			if !conn.Dst.Is4() {
+				conn.Src = from[i%len(from)].Addrs[1]
+			}
+		}},
+	} {
+		for _, n := range shape.sizes {
+			s := *c.Snapshot
+			s.Policies = slices.Concat(s.Policies, []*networkingv1.NetworkPolicy{shape.make(n)})
+			tree := compile(b, &s)
+			conns := c.Connections(decisions, from)
+			for i := range conns {
+				shape.ask(i, n, &conns[i])
+			}
+			b.Run(fmt.Sprintf("%s/%d", shape.name, n), func(b *testing.B) { decide(b, tree, conns, outcomes[0].is) })
 		}
 	}
 }
@@ -112,6 +174,7 @@ func decide(b *testing.B, tree *policy.Tree, conns []gen.Connection, is func(*po
 		want += int(d.Verdict)
 	}
 	b.ReportAllocs()
+	report := cputime.Report(b)
 	var got, n int
 	for b.Loop() {
 		c := &conns[n%decisions]
@@ -119,6 +182,7 @@ func decide(b *testing.B, tree *policy.Tree, conns []gen.Connection, is func(*po
 		got += int(d.Verdict)
 		n++
 	}
+	report()
 	for _, c := range conns[:n%decisions] { // the last round, which is not whole
 		d := tree.Decide(c.Src, c.Dst, c.Protocol, c.Port)
 		got -= int(d.Verdict)
@@ -140,16 +204,14 @@ func compile(b *testing.B, s *policy.Snapshot) *policy.Tree {
 
 // BenchmarkCompile measures a whole compilation.
 func BenchmarkCompile(b *testing.B) {
-	for _, size := range []gen.Size{{Pods: 1_000, Policies: 100}, {Pods: 10_000, Policies: 1_000}, {Pods: 100_000, Policies: 10_000}} {
-		c := gen.New(1, size)
-		_, isLocal := c.OnNode(0)
-		for _, scope := range []string{"node", "cluster"} {
-			s := *c.Snapshot
-			if scope == "node" {
-				s.Local = isLocal
-			}
+	for _, size := range sizes() {
+		for _, scope := range scopes {
 			b.Run(fmt.Sprintf("%s/%dpods/%dpolicies", scope, size.Pods, size.Policies), func(b *testing.B) {
+				c := gen.New(1, size)
+				s := *c.Snapshot
+				s.Local = scoped(c, scope).Local
 				b.ReportAllocs()
+				defer cputime.Report(b)()
 				for b.Loop() {
 					compile(b, &s)
 				}

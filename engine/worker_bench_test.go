@@ -1,13 +1,17 @@
 package engine
 
 import (
+	"flag"
 	"fmt"
+	"slices"
 	"sync/atomic"
 	"testing"
 
 	"github.com/google/gopacket"
 	"github.com/google/gopacket/layers"
+	networkingv1 "k8s.io/api/networking/v1"
 
+	"github.com/netverdict/netverdict/bench/cputime"
 	"github.com/netverdict/netverdict/bench/gen"
 	"github.com/netverdict/netverdict/engine/flow"
 	"github.com/netverdict/netverdict/engine/hook"
@@ -16,36 +20,83 @@ import (
 	"github.com/netverdict/netverdict/policy"
 )
 
-// BenchmarkHandle measures a worker from packet bytes to answer at 1,000
-// policies and 10,000 pods, and what the flow cache buys: with few flows that
-// come again and again (hot), and with more than it holds (cold).
+// BenchmarkHandle measures a worker from packet bytes to answer, and what the flow
+// cache buys: with few flows that come again and again (hot), with as many as fit
+// into it (warm), and with more than it holds (cold). Besides the usual cluster of
+// 1,000 policies and 10,000 pods there are those in which a decision costs the most:
+// a tree that no CPU cache holds, long lists of ports, many networks.
 func BenchmarkHandle(b *testing.B) {
-	c := gen.New(1, gen.Size{Pods: 10_000, Policies: 1_000})
-	from, local := c.OnNode(0)
+	for _, world := range worlds(b) {
+		for _, flows := range []struct {
+			name string
+			n    int
+		}{{"hot", 64}, {"warm", 1 << 13}, {"cold", 1 << 15}} {
+			packets := synPackets(b, world.connections(flows.n))
+			for _, size := range []int{0, 1 << 14} {
+				b.Run(fmt.Sprintf("%s/%s/cache=%d", world.name, flows.name, size), func(b *testing.B) {
+					handle(b, benchWorker(b, world.tree, size), packets)
+				})
+			}
+		}
+	}
+}
+
+func handle(b *testing.B, w *worker, packets []queue.Packet) {
+	for range 3 { // the cache admits what it sees a second time
+		for i := range packets {
+			w.Handle(&packets[i])
+		}
+	}
+	b.ReportAllocs()
+	defer cputime.Report(b)()
+	for i := 0; b.Loop(); i++ {
+		a := w.Handle(&packets[i%len(packets)])
+		if a.Action != queue.Repeat {
+			b.Fatalf("packet %d: %v, want a verdict for the kernel to remember", i, a.Action)
+		}
+	}
+}
+
+// world is a tree, and connections to ask it about.
+type world struct {
+	name        string
+	tree        *policy.Tree
+	connections func(n int) []gen.Connection
+}
+
+func worlds(b *testing.B) []world {
+	big := gen.Size{Pods: 100_000, Policies: 10_000}
+	if flag.Lookup("test.benchtime").Value.String() == "1x" { // to see that it works
+		big = gen.Size{Pods: 2_000, Policies: 200}
+	}
+	usual := gen.New(1, gen.Size{Pods: 10_000, Policies: 1_000})
+	huge := gen.New(1, big)
+	local, isLocal := usual.OnNode(0)
+	tenant := usual.Tenant(0)
+	ports, blocks := usual.Connections(1<<15, tenant), usual.Connections(1<<15, tenant)
+	for i := range ports {
+		ports[i].Port = uint16(1024 + i%60000)
+		blocks[i].Dst, blocks[i].Port = gen.Block(2*(i%5000), i%3 == 0), 443
+	}
+	first := func(all []gen.Connection) func(int) []gen.Connection {
+		return func(n int) []gen.Connection { return all[:n] }
+	}
+	return []world{
+		{"usual", treeOf(b, usual, isLocal), func(n int) []gen.Connection { return usual.Connections(n, local) }},
+		{"big-clusterwide", treeOf(b, huge, nil), func(n int) []gen.Connection { return huge.Connections(n, nil) }},
+		{"3000-port-ranges", treeOf(b, usual, nil, usual.ManyPorts(3000)), first(ports)},
+		{"10000-networks", treeOf(b, usual, nil, usual.ManyBlocks(10_000)), first(blocks)},
+	}
+}
+
+func treeOf(b *testing.B, c *gen.Cluster, local func(*policy.Pod) bool, more ...*networkingv1.NetworkPolicy) *policy.Tree {
 	s := *c.Snapshot
-	s.Local = local
+	s.Local, s.Policies = local, slices.Concat(s.Policies, more)
 	tree, err := policy.Compile(&s)
 	if err != nil {
 		b.Fatal(err)
 	}
-	for _, flows := range []struct {
-		name string
-		n    int
-	}{{"hot", 64}, {"cold", 1 << 15}} {
-		packets := synPackets(b, c.Connections(flows.n, from))
-		for _, size := range []int{0, 4096} {
-			b.Run(fmt.Sprintf("%s/cache=%d", flows.name, size), func(b *testing.B) {
-				w := benchWorker(b, tree, size)
-				b.ReportAllocs()
-				for i := 0; b.Loop(); i++ {
-					a := w.Handle(&packets[i%len(packets)])
-					if a.Action != queue.Repeat {
-						b.Fatalf("packet %d: %v, want a verdict for the kernel to remember", i, a.Action)
-					}
-				}
-			})
-		}
-	}
+	return tree
 }
 
 func benchWorker(b *testing.B, tree *policy.Tree, cacheSize int) *worker {

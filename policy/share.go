@@ -87,7 +87,7 @@ type addrSet [setShards]struct {
 	owned bool
 }
 
-const setShards = 64
+const setShards = 256
 
 func (s *addrSet) shard(a netip.Addr) int {
 	return int(maphash.Comparable(fingerprintSeed, a) % setShards)

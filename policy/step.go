@@ -38,6 +38,10 @@ func Affected(before, after *Tree) (addrs []netip.Addr, ok bool) {
 	return after.step.affected, after.step.bounded
 }
 
+// maxAsked is how many programs are asked about one pair of classes before the answer
+// is that anything may have changed. No node's tree has so many.
+const maxAsked = 2048
+
 // stepper works out a step from what an update changed. Connections change for
 // three reasons:
 //   - an address changed hands, or its pod changed: it is judged by other rules, or
@@ -252,10 +256,15 @@ func (x *stepper) asPeer(old, now uint32) Change {
 	if known || x.before.classes[old] == x.after.classes[now] {
 		return c
 	}
+	asked := 0
 	ask := func(p *program) {
-		if x.before.isProgram(p) && c != x.most {
-			c.add(x.verdicts([2]uint32{p.row, p.row}, key))
-			x.pairs++
+		if !x.before.isProgram(p) || c == x.most {
+			return
+		}
+		c.add(x.verdicts([2]uint32{p.row, p.row}, key))
+		x.pairs++
+		if asked++; asked > maxAsked {
+			c = x.most
 		}
 	}
 	for _, q := range x.telling(old, now) {

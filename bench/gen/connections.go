@@ -42,3 +42,8 @@ func (c *Cluster) OnNode(i int) (pods []*policy.Pod, local func(*policy.Pod) boo
 	pods = slices.DeleteFunc(slices.Clone(c.Snapshot.Pods), func(p *policy.Pod) bool { return !local(p) })
 	return pods, local
 }
+
+// Tenant lists the pods of the i-th tenant.
+func (c *Cluster) Tenant(i int) []*policy.Pod {
+	return slices.DeleteFunc(slices.Clone(c.Snapshot.Pods), func(p *policy.Pod) bool { return p.Namespace != c.tenants[i] })
+}

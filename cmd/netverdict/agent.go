@@ -97,7 +97,7 @@ func (o *agentOptions) addFlags(cmd *cobra.Command) {
 	f.TextVar(&o.unknownPod, "unknown-pod", policy.Deny, "verdict for addresses of this node's pod range that no known pod holds: deny or allow")
 	f.IntVar(&o.holdLimit, "hold-limit", 1024, "packets of such addresses that wait for their pod, per queue; 0 decides them at once")
 	f.DurationVar(&o.holdTime, "hold-time", 3*time.Second, "how long they wait")
-	f.IntVar(&o.cacheSize, "cache-size", 65536, "decisions in the flow cache of each queue; 0 turns it off")
+	f.IntVar(&o.cacheSize, "cache-size", 0, "decisions in the flow cache (LRU) of each queue; 0 turns it off: a decision costs less than finding it in the cache (engine/README.md)")
 
 	f.Uint16Var(&o.hook.QueueNum, "queue-num", 8050, "first NFQUEUE number")
 	f.Uint16Var(&o.queues, "queues", 1, "number of queues, each with a worker thread")
