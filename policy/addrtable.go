@@ -208,10 +208,10 @@ func (s *shard4) endpoint(k uint32, from uint64) (ep uint32, ok bool) {
 	mask := uint64(len(slots) - 1)
 	for i := from & mask; ; i = (i + 1) & mask {
 		switch slots[i].addr {
+		case 0: // first: k may be 0.0.0.0, which nobody holds
+			return 0, false
 		case k:
 			return slots[i].ep, true
-		case 0:
-			return 0, false
 		}
 	}
 }
