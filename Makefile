@@ -117,10 +117,10 @@ control-plane: deps-test deps-peers ## Tests of the modules: a real API server, 
 		--format pkgname --format-hide-empty-pkg --rerun-fails=1 --rerun-fails-max-failures=3 --packages=./... \
 		--jsonfile $(CURDIR)/$(RESULTS)/module-$(subst /,-,$(m)).json -- -count=1 -p 1 -timeout 30m);)
 
-conformance: deps ## Upstream's NetworkPolicy tests and ours on a cluster, with and without agents, into deploy/conformance/results (root; 40 minutes, the first build 10 more)
+conformance: deps ## Upstream's NetworkPolicy tests and ours on a cluster, with and without agents, into deploy/conformance/results (root; 25 minutes, the first build 12 more)
 	cd deploy/conformance && go run . -results results
 
-conformance-short: deps ## Eight of upstream's tests, with and without agents (root; 4 minutes, the first build 10 more)
+conformance-short: deps ## Eight of upstream's tests, with and without agents (root; 3 minutes, the first build 12 more)
 	cd deploy/conformance && go run . -own=false -families IPv4 -procs 8 -focus $(CONFORMANCE_SHORT)
 
 cluster: deps ## A Kubernetes cluster in a box until Ctrl-C: real API server and agents, pods are namespaces (root); flags: BOX="-nodes 5"

@@ -76,7 +76,7 @@ func fromJUnit(c *junitCase, name string) result {
 	}
 	switch {
 	case c.Failure != nil || c.Error != nil:
-		r.outcome = failed
+		r.outcome, r.leak = failed, strings.Contains(r.message, "wrong results in reachability matrix")
 	case c.Skipped != nil || c.Status == "skipped" || c.Status == "pending":
 		r.outcome = notRun
 		if reason := notRunnable(name); reason != "" {
@@ -88,8 +88,12 @@ func fromJUnit(c *junitCase, name string) result {
 
 func message(c *junitCase) string {
 	for _, m := range []*junitMessage{c.Failure, c.Error, c.Skipped} {
-		if m != nil {
+		if m != nil && m.Message != "" {
 			return strings.TrimSpace(m.Message)
+		}
+		if m != nil { // ginkgo says it in the text, with the place on the lines that follow
+			first, _, _ := strings.Cut(strings.TrimSpace(m.Text), "\n")
+			return strings.TrimPrefix(first, "[FAILED] ")
 		}
 	}
 	return ""

@@ -43,6 +43,7 @@ type result struct {
 	outcome     outcome
 	took        time.Duration
 	message     string // why it failed or did not run
+	leak        bool   // it failed because of what passed or did not, not for another reason
 }
 
 // report collects the columns.
@@ -137,8 +138,9 @@ var harmless = []struct{ test, why string }{
 
 const allPasses = "its policy allows everything, and it checks that everything passes"
 
-// verdict says what went wrong: a failure with agents, a test that was left out, and
-// a test that cannot fail.
+// verdict says what went wrong: a failure with agents, a test that was left out, a
+// test that cannot fail, and one that fails without agents for another reason than
+// the traffic that nobody stops.
 //
 // complete: nothing was left out by the command line.
 func (r *report) verdict(w io.Writer, complete bool) error {
@@ -146,16 +148,7 @@ func (r *report) verdict(w io.Writer, complete bool) error {
 	for _, c := range r.columns {
 		for i := range r.results[c] {
 			res := &r.results[c][i]
-			wrong := ""
-			switch {
-			case c.enforce && res.outcome == failed:
-				wrong = "FAIL"
-			case !c.enforce && res.outcome == passed && needsNoAgent(res.name) == "":
-				wrong = "CANNOT FAIL: passes without an agent, too"
-			case complete && res.outcome == notRun && notRunnable(res.name) == "":
-				wrong = "NOT RUN"
-			}
-			if wrong != "" {
+			if wrong := res.wrong(c.enforce, complete); wrong != "" {
 				bad++
 				fmt.Fprintf(w, "%s: %s: %s: %s\n%s\n", wrong, c, res.suite, res.name, indent(res.message))
 			}
@@ -165,6 +158,21 @@ func (r *report) verdict(w io.Writer, complete bool) error {
 		return fmt.Errorf("%d tests are not as they should be (-keep DIR keeps all logs)", bad)
 	}
 	return nil
+}
+
+// wrong says why a result is not as it should be, or "".
+func (res *result) wrong(enforce, complete bool) string {
+	switch {
+	case enforce && res.outcome == failed:
+		return "FAIL"
+	case !enforce && res.outcome == passed && needsNoAgent(res.name) == "":
+		return "CANNOT FAIL: passes without an agent, too"
+	case !enforce && res.outcome == failed && !res.leak:
+		return "FAILS FOR ANOTHER REASON"
+	case complete && res.outcome == notRun && notRunnable(res.name) == "":
+		return "NOT RUN"
+	}
+	return ""
 }
 
 func indent(text string) string {
@@ -196,9 +204,9 @@ func (r *report) write(ctx context.Context, dir string) error {
 // markdown is the summary.
 func (r *report) markdown(machine string) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "# Conformance of netverdict with Kubernetes NetworkPolicy\n\nWritten by `make conformance`; [how it works](../README.md).\n\n"+
+	fmt.Fprintf(&b, "# Conformance of netverdict with Kubernetes NetworkPolicy\n\nWritten by `make conformance`, which took %.0f minutes; [how it works](../README.md).\n\n"+
 		"Upstream: e2e.test of Kubernetes %s, unmodified. \"no agent\" is the same cluster without netverdict: what is to be denied must fail there.\n\n"+
-		"```\n%s```\n\n", kubetest.Version(), machine)
+		"```\n%s```\n\n", time.Since(r.begun).Minutes(), kubetest.Version(), machine)
 	r.counts(&b)
 	r.left(&b)
 	for _, suite := range []string{theirs, ours} {

@@ -36,12 +36,13 @@ func TestVerdict(t *testing.T) {
 		{deny, passed, failed, true, ""},
 		{deny, failed, failed, true, "FAIL: IPv4: "},
 		{deny, passed, passed, true, "CANNOT FAIL"},
+		{deny + " by accident", passed, failed, true, "FAILS FOR ANOTHER REASON"},
 		{allow, passed, passed, true, ""},
 		{deny, notRun, notRun, true, "NOT RUN"},
 		{deny, notRun, notRun, false, ""},
 	} {
 		var out strings.Builder
-		r := reportOf(result{suite: theirs, name: tc.name, outcome: tc.on}, result{suite: theirs, name: tc.name, outcome: tc.off})
+		r := reportOf(result{suite: theirs, name: tc.name, outcome: tc.on}, result{suite: theirs, name: tc.name, outcome: tc.off, leak: tc.name == deny})
 		err := r.verdict(&out, tc.complete)
 		if (err != nil) != (tc.want != "") || !strings.Contains(out.String(), tc.want) {
 			t.Errorf("%+v: got %v and %q", tc, err, out.String())
@@ -59,7 +60,8 @@ const upstreamReport = `<?xml version="1.0" encoding="UTF-8"?>
 <testsuites><testsuite name="Kubernetes e2e suite">
 <testcase name="[SynchronizedBeforeSuite]" status="passed" time="1"></testcase>
 <testcase name="[It] [sig-network] Netpol x should deny [Feature:NetworkPolicy]" status="passed" time="2.5"></testcase>
-<testcase name="[It] [sig-network] Netpol x should allow [Feature:NetworkPolicy]" status="failed" time="1"><failure message="Had 3 wrong results" type="failed">long</failure></testcase>
+<testcase name="[It] [sig-network] Netpol x should allow [Feature:NetworkPolicy]" status="failed" time="1"><failure message="" type="failed">[FAILED] Had 3 wrong results in reachability matrix
+In [It] at: somewhere</failure></testcase>
 <testcase name="[It] [sig-network] Netpol y" status="skipped" time="0"><skipped message="skipped"></skipped></testcase>
 <testcase name="[It] [sig-network] DNS works" status="skipped" time="0"><skipped message="skipped"></skipped></testcase>
 </testsuite></testsuites>`
@@ -79,9 +81,9 @@ func TestReadJUnit(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := []result{
-		{theirs, "Netpol x should deny [Feature:NetworkPolicy]", passed, 2500 * time.Millisecond, ""},
-		{theirs, "Netpol x should allow [Feature:NetworkPolicy]", failed, time.Second, "Had 3 wrong results"},
-		{theirs, "Netpol y", notRun, 0, "skipped"},
+		{theirs, "Netpol x should deny [Feature:NetworkPolicy]", passed, 2500 * time.Millisecond, "", false},
+		{theirs, "Netpol x should allow [Feature:NetworkPolicy]", failed, time.Second, "Had 3 wrong results in reachability matrix", true},
+		{theirs, "Netpol y", notRun, 0, "skipped", false},
 	}
 	if len(results) != len(want) {
 		t.Fatalf("got %+v, want %+v", results, want)

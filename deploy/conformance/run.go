@@ -141,7 +141,7 @@ func ownResults(in []suite.Result) []result {
 	for _, r := range in {
 		res := result{suite: ours, name: r.Name, outcome: passed, took: r.Took}
 		if r.Err != nil {
-			res.outcome, res.message = failed, r.Err.Error()
+			res.outcome, res.message, res.leak = failed, r.Err.Error(), errors.Is(r.Err, suite.ErrPasses)
 		}
 		out = append(out, res)
 	}

@@ -66,7 +66,7 @@ func (t *T) cut(l *live) {
 		}
 		t.must(err)
 		if time.Now().After(deadline) {
-			t.fail("%s is not cut after %v", l.what, settle)
+			t.fail("%s still %w after %v", l.what, ErrPasses, settle)
 		}
 		time.Sleep(100 * time.Millisecond)
 	}

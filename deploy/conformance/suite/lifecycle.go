@@ -78,7 +78,7 @@ egress:
 		}
 		for _, p := range caged {
 			if p = t.awaitEnd(p); p.Status.Phase != corev1.PodFailed {
-				t.fail("pod %s connected before its policy was applied: %s", p.Name, p.Status.Phase)
+				t.fail("pod %s %w: it connected before its policy was applied (%s)", p.Name, ErrPasses, p.Status.Phase)
 			}
 		}
 		if got, want := reached.Load(), int64((round+1)*len(free)); got != want {

@@ -26,16 +26,21 @@ const (
 // errBlocked: no sign that the packet arrived.
 var errBlocked = errors.New("no answer")
 
+// ErrPasses is in the error of a test in which something passes that should not.
+var ErrPasses = errors.New("passes")
+
+var errDoesNotPass = errors.New("does not pass")
+
 // attempt tries something once: nil if it arrived, errBlocked if nothing came back.
 type attempt func(ctx context.Context) error
 
 // passes demands that an attempt succeeds, now or soon, and then again and again.
-func (t *T) passes(what string, try attempt) { t.demand(what, "does not pass", try, nil) }
+func (t *T) passes(what string, try attempt) { t.demand(what, errDoesNotPass, try, nil) }
 
 // blocked demands that an attempt gets no answer, now or soon, and stays so.
-func (t *T) blocked(what string, try attempt) { t.demand(what, "passes", try, errBlocked) }
+func (t *T) blocked(what string, try attempt) { t.demand(what, ErrPasses, try, errBlocked) }
 
-func (t *T) demand(what, otherwise string, try attempt, want error) {
+func (t *T) demand(what string, otherwise error, try attempt, want error) {
 	deadline := time.Now().Add(settle)
 	for row := 0; row < sure; {
 		err := t.once(try)
@@ -50,7 +55,7 @@ func (t *T) demand(what, otherwise string, try attempt, want error) {
 			t.fail("%s: %w", what, err)
 		}
 		if row > 0 || time.Now().After(deadline) {
-			t.fail("%s %s (seen as it should be %d times in a row, then not)", what, otherwise, row)
+			t.fail("%s %w (seen as it should be %d times in a row, then not)", what, otherwise, row)
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
