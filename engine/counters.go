@@ -49,6 +49,8 @@ type Stats struct {
 	// Epoch is in the marks of the verdicts that are given now: it changes, and
 	// comes round, with every replacement of the rules.
 	Epoch uint32
+	// Sweeps is what was done about live connections.
+	Sweeps Sweeps
 }
 
 // Decided returns how many decisions had a reported verdict.
@@ -63,7 +65,8 @@ func (s Stats) Decided(v policy.Verdict) (n uint64) {
 
 // Stats may be called at any time from any goroutine.
 func (e *Engine) Stats() Stats {
-	var s Stats
+	c := &e.sweeper.counts
+	s := Stats{Sweeps: Sweeps{Seen: c.seen.Load(), Cut: c.cut.Load(), Freed: c.freed.Load()}}
 	for _, d := range policy.Directions {
 		for r := range reasons {
 			for v := range verdicts {

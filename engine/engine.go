@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -35,9 +36,14 @@ type Rules interface {
 	Install(hook.Policed) error
 	Prepare(hook.Policed) error
 	Switch(revokes, adds bool) error
+	SwitchFor(addrs []netip.Addr) error
+	Forget(addrs []netip.Addr) error
 	Epoch() uint32
 	Finish() error
+	Review(s hook.Scope, judge func(*hook.Flow) hook.Fate) (hook.Reviewed, error)
 	Verify() (repaired bool, err error)
+	Adopted() bool
+	Hurry()
 	Remove() error
 }
 
@@ -70,6 +76,10 @@ type Config struct {
 	HoldLimit  int
 	HoldTime   time.Duration
 	HoldRemote time.Duration
+	// ConfineTo is to how many addresses a change may be confined, at most: what the
+	// kernel knows of them is searched, and everybody else is left in peace. 0
+	// confines no change.
+	ConfineTo int
 	// VerifyEvery is how often the installed rules are checked and, if somebody
 	// removed them, put back; 0 never.
 	VerifyEvery time.Duration
@@ -80,7 +90,9 @@ type Config struct {
 	// stop; nil: always. Without a request the rules stay, as after a crash: a part
 	// that fails must not open the node.
 	Requested func() bool
-	Logger    *slog.Logger
+	// Turn is how another process may take over; nil: none may.
+	Turn   Turn
+	Logger *slog.Logger
 }
 
 // Engine judges packets by the tree it was last given.
@@ -90,8 +102,13 @@ type Engine struct {
 	workers []*worker
 	hits    *hits
 
+	sweeper *sweeper
+	passed  atomic.Bool // another process has taken over
+
 	mu      sync.Mutex // serializes what changes the rules
 	running bool       // the rules are installed and stay so
+	paused  bool       // another process is about to replace them
+	owed    bool       // the kernel remembers what an earlier change took back
 }
 
 // New makes an engine. Nothing happens before Run.
@@ -118,6 +135,10 @@ func New(cfg Config) (*Engine, error) {
 		})
 	}
 	e.hits = newHits(cfg.PolicyLimit, e.workers)
+	e.sweeper = &sweeper{
+		rules: cfg.Rules, by: &e.by, kick: make(chan struct{}, 1),
+		report: e.swept, wait: max(cfg.HoldTime, cfg.HoldRemote),
+	}
 	return e, nil
 }
 
@@ -131,15 +152,37 @@ func (e *Engine) Run(ctx context.Context, first *policy.Tree, ready func()) erro
 	defer stopWorkers()
 	workers, alive := e.startWorkers(stop)
 	err := e.install(first)
-	keep := false // what could not be installed is not enforcing anything
+	// What could not be installed is not enforcing anything, but rules of a process
+	// before are: a new one that fails must not open the node.
+	keep := e.cfg.KeepRules || e.cfg.Rules.Adopted()
 	if err == nil {
 		ready()
-		err = e.watch(ctx, alive)
-		keep = e.cfg.KeepRules || !e.requested(ctx)
+		defer context.AfterFunc(ctx, e.cfg.Rules.Hurry)()
+		err = e.serve(ctx, alive)
+		keep = e.cfg.KeepRules || e.Passed() || !e.requested(ctx)
 	}
 	err = errors.Join(err, e.end(keep))
 	stopWorkers()
 	return errors.Join(err, workers.Wait())
+}
+
+// serve looks after rules and live connections until ctx ends, a worker does, or
+// another process has taken over and every packet is its.
+func (e *Engine) serve(ctx, alive context.Context) error {
+	for {
+		endSweeps := e.startSweeps(alive)
+		wanted, err := e.watch(ctx, alive)
+		endSweeps()
+		if !wanted {
+			return err
+		}
+		switch back, err := e.yield(ctx, alive); {
+		case err != nil:
+			return err
+		case !back:
+			return nil
+		}
+	}
 }
 
 func (e *Engine) requested(ctx context.Context) bool {
@@ -165,26 +208,51 @@ func (e *Engine) startWorkers(stop context.Context) (workers *errgroup.Group, al
 	return workers, alive
 }
 
+// startSweeps judges the connections that are older than the rules, and begins to
+// sweep behind changes. The function that it returns ends that, and waits for it.
+func (e *Engine) startSweeps(stop context.Context) (end func()) {
+	ctx, cancel := context.WithCancel(stop)
+	var sweeps sync.WaitGroup
+	sweeps.Go(func() { e.sweeper.run(ctx) })
+	e.sweeper.want(true)
+	return func() {
+		cancel()
+		sweeps.Wait()
+	}
+}
+
+func (e *Engine) swept(r hook.Reviewed, err error) {
+	switch {
+	case err != nil:
+		e.cfg.Logger.Error("live connections on which only the other end sends may go on although they are denied now, or stay cut", "error", err)
+	case r.Cut > 0 || r.Freed > 0:
+		e.cfg.Logger.Info("judged the live connections again", "seen", r.Seen, "cut", r.Cut, "freed", r.Freed)
+	}
+}
+
 // verifyAttempts is how often in a row a verification may fail before the engine
 // ends: a busy machine or a lock that others hold must not cost enforcement, but
 // rules that are gone and cannot be put back do.
 const verifyAttempts = 3
 
-// watch waits for the end of ctx or of a worker, and looks after the rules
-// meanwhile.
-func (e *Engine) watch(ctx, alive context.Context) error {
-	var verify <-chan time.Time
-	if e.cfg.VerifyEvery > 0 {
-		t := time.NewTicker(e.cfg.VerifyEvery)
-		defer t.Stop()
-		verify = t.C
-	}
+// watch waits for the end of ctx or of a worker, or for another process that wants
+// to take over, and looks after the rules meanwhile.
+func (e *Engine) watch(ctx, alive context.Context) (wanted bool, err error) {
+	verify, endVerify := ticker(e.cfg.VerifyEvery)
+	defer endVerify()
+	look := time.NewTicker(wantedEvery)
+	defer look.Stop()
 	for failed := 0; ; {
 		select {
 		case <-ctx.Done():
-			return nil
+			return false, nil
 		case <-alive.Done():
-			return nil // the group has the error
+			return false, nil // the group has the error
+		case <-look.C:
+			if e.wanted() {
+				return true, nil
+			}
+			continue
 		case <-verify:
 		}
 		err := e.verify()
@@ -193,10 +261,19 @@ func (e *Engine) watch(ctx, alive context.Context) error {
 			continue
 		}
 		if failed++; failed == verifyAttempts {
-			return err
+			return false, err
 		}
 		e.cfg.Logger.Error("it is not certain that the rules are in place; trying again", "error", err)
 	}
+}
+
+// ticker never ticks if every is 0.
+func ticker(every time.Duration) (ticks <-chan time.Time, stop func()) {
+	if every <= 0 {
+		return nil, func() {}
+	}
+	t := time.NewTicker(every)
+	return t.C, t.Stop
 }
 
 func (e *Engine) install(first *policy.Tree) error {
@@ -225,44 +302,6 @@ func (e *Engine) publish(t *policy.Tree) {
 	}
 }
 
-// ErrNotRunning is returned by Apply before Run has installed the rules and
-// after it has begun to end.
-var ErrNotRunning = errors.New("the engine is not running")
-
-// Apply replaces the tree. When it returns nil every packet from then on is
-// judged by the new one, and connections that it no longer allows are asked
-// about again with their next packet. On an error Apply may be called again; the
-// old tree stays in force, unless only the clean-up at the end failed. It must
-// not be called by several goroutines with trees of different age: the last one wins.
-//
-// A change that makes live connections audited is switched to as one that revokes:
-// they are asked about again, reported, and go on.
-//
-// The order makes it exact. First the sets learn the new addresses. Then one
-// atomic rule change starts a new epoch, with fresh decision sets where the
-// change requires it: verdicts of the old tree, still on their way, count for
-// their own packet, but the kernel no longer remembers them. Only then the tree
-// is swapped, so what the kernel does remember comes from the new one alone.
-func (e *Engine) Apply(t *policy.Tree) (policy.Change, error) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if !e.running {
-		return policy.Change{}, ErrNotRunning
-	}
-	change := policy.Compare(e.by.Load().tree, t)
-	if err := e.cfg.Rules.Prepare(e.policed(t)); err != nil {
-		return change, fmt.Errorf("prepare rules: %w", err)
-	}
-	if err := e.cfg.Rules.Switch(change.Revokes || change.Audits, change.Adds); err != nil {
-		return change, fmt.Errorf("switch rules: %w", err)
-	}
-	e.publish(t)
-	if err := e.cfg.Rules.Finish(); err != nil {
-		return change, fmt.Errorf("clean up after the switch: %w", err)
-	}
-	return change, nil
-}
-
 func (e *Engine) verify() error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -273,6 +312,7 @@ func (e *Engine) verify() error {
 	if repaired {
 		e.cfg.Logger.Warn("the rules were changed by somebody else and have been put back")
 		e.publish(e.by.Load().tree)
+		e.sweeper.want(true)
 	}
 	return nil
 }
@@ -280,6 +320,7 @@ func (e *Engine) verify() error {
 // end stops Apply and, unless told to keep them, removes the rules before the
 // queues lose their readers.
 func (e *Engine) end(keep bool) error {
+	e.cfg.Rules.Hurry()
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.running = false

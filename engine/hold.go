@@ -115,6 +115,10 @@ func (w *worker) review(now time.Time) {
 	if len(h.waiting) == 0 {
 		return
 	}
+	if w.forward.Load() {
+		w.letGo()
+		return
+	}
 	by := w.by.Load()
 	kept := h.waiting[:0]
 	for i := range h.waiting {

@@ -38,7 +38,7 @@ const (
 //
 // All pods are known to the engine from the start, except late (10.1.0.9 fd00:1::9).
 type network struct {
-	t                           *testing.T
+	t                           testing.TB
 	backend                     hook.Backend
 	lab                         *netlab.Lab
 	node                        *netlab.Node
@@ -49,8 +49,9 @@ type network struct {
 	engine    *engine.Engine
 	collector *flow.Collector
 	flows     *flowLog
-	sinks     []flow.Sink  // beside flows, when set before the start
-	stop      func() error // ends the engine; nil before it runs
+	sinks     []flow.Sink     // beside flows, when set before the start
+	stop      func() error    // ends the engine; nil before it runs
+	builder   *policy.Builder // nil: each tree is compiled on its own
 }
 
 // options are what tests change about the engine.
@@ -72,7 +73,7 @@ func eachBackend(t *testing.T, test func(t *testing.T, n *network)) {
 	}
 }
 
-func newNetwork(t *testing.T, b hook.Backend) *network {
+func newNetwork(t testing.TB, b hook.Backend) *network {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Fatal("this test makes network namespaces and changes packet filter rules in them: run it as root")
@@ -134,11 +135,23 @@ func (n *network) tree(policies ...*networkingv1.NetworkPolicy) *policy.Tree {
 
 func (n *network) compile(s *policy.Snapshot) *policy.Tree {
 	n.t.Helper()
-	tree, err := policy.Compile(s)
+	build := func() (*policy.Tree, error) { return policy.Compile(s) }
+	if n.builder != nil {
+		n.builder.Apply(policy.DeltaOf(s))
+		build = n.builder.Build
+	}
+	tree, err := build()
 	if err != nil {
 		n.t.Fatal(err)
 	}
 	return tree
+}
+
+// consecutive makes trees of which each knows what it changes, as an agent's do.
+func (n *network) consecutive() {
+	n.builder = policy.NewBuilder(policy.Scope{
+		Local: func(*policy.Pod) bool { return true }, LocalPodCIDRs: n.snapshot(false).LocalPodCIDRs,
+	})
 }
 
 // start enforces policies; the test ends it, and sees that nothing is left.
@@ -268,14 +281,14 @@ func (n *network) matched(p hook.Purpose) uint64 {
 }
 
 // within bounds one wait.
-func within(t *testing.T, d time.Duration) context.Context {
+func within(t testing.TB, d time.Duration) context.Context {
 	ctx, cancel := context.WithTimeout(context.Background(), d)
 	t.Cleanup(cancel)
 	return ctx
 }
 
 // eventually waits for what is about to happen.
-func eventually(t *testing.T, what string, cond func() bool) {
+func eventually(t testing.TB, what string, cond func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(patience); !cond(); time.Sleep(2 * time.Millisecond) {
 		if time.Now().After(deadline) {

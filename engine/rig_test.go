@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -41,6 +43,8 @@ type fakeRules struct {
 	broken  bool             // somebody removed the rules
 	unsure  int              // how often Verify fails before it succeeds
 	during  func(call string)
+	flows   []hook.Flow // the connection table
+	adopted bool        // rules were there before
 }
 
 var _ Rules = (*fakeRules)(nil)
@@ -92,8 +96,50 @@ func (r *fakeRules) Epoch() uint32 {
 	return r.epoch
 }
 
+func (r *fakeRules) SwitchFor(addrs []netip.Addr) error {
+	r.nextEpoch()
+	return r.do("switch", fmt.Sprintf("switch for %v", addrs))
+}
+
+func (r *fakeRules) Forget(addrs []netip.Addr) error {
+	return r.do("forget", fmt.Sprintf("forget %v", addrs))
+}
+
+// Review asks about the flows of the test. Sweeps through all of them are not
+// written down: they come when they like.
+func (r *fakeRules) Review(s hook.Scope, judge func(*hook.Flow) hook.Fate) (done hook.Reviewed, err error) {
+	if len(s.Addrs) > 0 {
+		err = r.do("review", fmt.Sprintf("review %v", s.Addrs))
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for i := range r.flows {
+		f := &r.flows[i]
+		if s.Denied && !f.Cut || len(s.Addrs) > 0 && !slices.Contains(s.Addrs, f.Src) && !slices.Contains(s.Addrs, f.Dst) {
+			continue
+		}
+		done.Seen++
+		switch judge(f) {
+		case hook.Cut:
+			f.Cut = true
+			done.Cut++
+		case hook.Free:
+			f.Cut = false
+			done.Freed++
+		}
+	}
+	return done, err
+}
+
 func (r *fakeRules) Finish() error { return r.do("finish", "finish") }
 func (r *fakeRules) Remove() error { return r.do("remove", "remove") }
+func (r *fakeRules) Hurry()        {}
+
+func (r *fakeRules) Adopted() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.adopted
+}
 
 // Verify puts the rules back once, in a new epoch. It is not written down: the
 // engine calls it as often as it likes.

@@ -35,7 +35,8 @@ type worker struct {
 	counters counters
 	rests    atomic.Uint64 // times between two packets, when it judged by nothing
 	hold     hold
-	now      int64 // Unix nanoseconds, read once per batch; 0 when not read yet
+	forward  atomic.Bool // another process judges: send packets through its rules
+	now      int64       // Unix nanoseconds, read once per batch; 0 when not read yet
 }
 
 var (
@@ -46,6 +47,9 @@ var (
 
 // Handle judges one packet: the whole packet path.
 func (w *worker) Handle(q *queue.Packet) queue.Answer {
+	if w.forward.Load() {
+		return forwarded
+	}
 	by := w.by.Load()
 	w.decoder.Decode(q.Payload, &w.packet)
 	if w.packet.State.Malformed() {

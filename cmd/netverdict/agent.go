@@ -40,6 +40,7 @@ type agentOptions struct {
 	hook         hook.Config
 	queue        queue.Config
 	live         liveOptions
+	turn         turnOptions
 	metrics      metricsOptions
 	node         nodeOptions
 	profile      profileOptions
@@ -114,6 +115,7 @@ func (o *agentOptions) addFlags(cmd *cobra.Command) {
 	f.DurationVar(&o.hook.DenyTimeout, "deny-timeout", 30*time.Second, "the same for denied ones")
 	o.live.addFlags(f)
 	o.mode.addFlags(f)
+	o.turn.addFlags(f)
 	o.metrics.addFlags(f)
 	o.node.addFlags(f)
 	o.profile.addFlags(f)
@@ -133,6 +135,8 @@ func (o *agentOptions) validate() error {
 		return errors.New("--unknown-pod audit: want deny or allow; it is no policy's verdict that could be audited")
 	case o.onStop != onStopOpen && o.onStop != onStopKeep:
 		return fmt.Errorf("--on-stop %q: want %s or %s", o.onStop, onStopOpen, onStopKeep)
+	case int(o.hook.QueueNum)+2*int(o.queues) > firstReserved:
+		return fmt.Errorf("--queue-num %d: two ranges of %d queues, which agents use in turn, must end below %d", o.hook.QueueNum, o.queues, firstReserved)
 	case o.queues == 0:
 		return errors.New("--queues 0: nobody would judge packets; want 1 or more")
 	case o.holdLimit < 0:
@@ -142,7 +146,7 @@ func (o *agentOptions) validate() error {
 	case o.cacheSize < 0:
 		return fmt.Errorf("--cache-size %d: want 0 or more decisions", o.cacheSize)
 	}
-	return errors.Join(o.live.validate(), o.mode.validate(), o.flowLog.validate(), o.metrics.validate(), o.hubble.validate(), o.profile.validate())
+	return errors.Join(o.live.validate(), o.turn.validate(), o.mode.validate(), o.flowLog.validate(), o.metrics.validate(), o.hubble.validate(), o.profile.validate())
 }
 
 // source says where the objects come from. An agent does not start on manifests
@@ -170,17 +174,39 @@ func (o *agentOptions) run(ctx context.Context, e env) error {
 		log.Warn("worker threads keep the ordinary priority; under load, verdicts take longer (add CAP_SYS_NICE)")
 		o.queue.Nice = 0
 	}
+	if o.turn.replace {
+		ctx = patient(ctx)
+	}
+	for {
+		a, err := o.newAgent(log)
+		if err != nil {
+			return err
+		}
+		if err = a.serve(ctx, e); !errors.Is(err, errReplaced) {
+			return err
+		}
+		if o.turn.onReplaced == onReplacedExit {
+			log.Info("another agent has taken over; this one ends", "pid", os.Getpid())
+			return nil
+		}
+		if err := o.standby(ctx, a); err != nil {
+			return ignoreEnd(ctx, err)
+		}
+	}
+}
+
+func (o *agentOptions) newAgent(log *slog.Logger) (*agent, error) {
 	src, err := o.source()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	rules, err := o.prepare(log)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	a := &agent{options: o, log: log, source: src, rules: rules, newest: make(chan news, 1), changes: metrics.NewChanges()}
 	a.logNode()
-	return a.serve(ctx, e)
+	return a, nil
 }
 
 // mayRaisePriority reports whether this process has CAP_SYS_NICE (capabilities(7)).

@@ -159,7 +159,7 @@ func (s *flowServer) open(ctx context.Context, o *hubbleOptions, log *slog.Logge
 		if err != nil {
 			return fmt.Errorf("--hubble-tls-…: %w", err)
 		}
-		l, err := new(net.ListenConfig).Listen(ctx, "tcp", o.listen)
+		l, err := listenTCP(ctx, o.listen)
 		if err != nil {
 			return fmt.Errorf("--hubble-listen: %w", err)
 		}
@@ -203,7 +203,11 @@ func (o *hubbleOptions) listenSocket(ctx context.Context) (net.Listener, error) 
 	if err != nil {
 		return nil, err
 	}
-	l, err := listenPrivate(ctx, o.socket)
+	return listen(ctx, func() (net.Listener, error) { return o.bindSocket(ctx, gid) })
+}
+
+func (o *hubbleOptions) bindSocket(ctx context.Context, gid int) (net.Listener, error) {
+	l, err := bindPrivate(ctx, o.socket)
 	if err != nil || gid < 0 {
 		return l, err
 	}

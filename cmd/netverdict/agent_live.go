@@ -9,6 +9,11 @@ import (
 	"github.com/netverdict/netverdict/policy"
 )
 
+// confineTo is to how many addresses a change is confined: those of a few pods that
+// come or go at once. To search the kernel's memory for more takes longer than to
+// ask about everything again.
+const confineTo = 8
+
 // liveOptions are the flags about what happens while things change: pods that
 // start, agents that come and go, floods.
 type liveOptions struct {

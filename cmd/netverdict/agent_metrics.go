@@ -40,7 +40,7 @@ func (o *metricsOptions) validate() error {
 
 // serveMetrics answers scrapes until ctx ends.
 func (a *agent) serveMetrics(ctx context.Context) error {
-	l, err := new(net.ListenConfig).Listen(ctx, "tcp", a.options.metrics.address)
+	l, err := listenTCP(ctx, a.options.metrics.address)
 	if err != nil {
 		return fmt.Errorf("--metrics-address: %w", err)
 	}
@@ -59,7 +59,7 @@ func (a *agent) measured() *metrics.Agent {
 			if k == nil {
 				return nil
 			}
-			return &metrics.Kernel{Engine: k.engine, Queues: k.queues, First: a.options.hook.QueueNum}
+			return &metrics.Kernel{Engine: k.engine, Queues: k.queues, First: k.first}
 		},
 		Flows: a.collector.Stats,
 		Log:   a.flowLog.Stats,

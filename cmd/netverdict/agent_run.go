@@ -18,6 +18,7 @@ import (
 	"github.com/netverdict/netverdict/engine/hook"
 	"github.com/netverdict/netverdict/engine/metrics"
 	"github.com/netverdict/netverdict/engine/queue"
+	"github.com/netverdict/netverdict/engine/turn"
 	"github.com/netverdict/netverdict/kube"
 	"github.com/netverdict/netverdict/policy"
 )
@@ -60,6 +61,7 @@ type agent struct {
 type kernel struct {
 	engine judge
 	queues []queue.Source // none in an audit
+	first  uint16         // number of the first queue
 }
 
 // agentState is what the endpoints report, guarded by agent.mu.
@@ -126,7 +128,7 @@ func (a *agent) serve(ctx context.Context, e env) error {
 // ringSize is how many flow records a worker can be ahead of the sinks.
 const ringSize = 8192
 
-func (a *agent) newEngine(queues []queue.Source) (*engine.Engine, error) {
+func (a *agent) newEngine(queues []queue.Source, mine *turn.Turn) (*engine.Engine, error) {
 	o := a.options
 	return engine.New(engine.Config{
 		Rules:       a.rules,
@@ -140,27 +142,13 @@ func (a *agent) newEngine(queues []queue.Source) (*engine.Engine, error) {
 		HoldLimit:   o.holdLimit,
 		HoldTime:    o.holdTime,
 		HoldRemote:  o.live.holdRemote,
+		ConfineTo:   confineTo,
 		VerifyEvery: 15 * time.Second,
 		KeepRules:   o.onStop == onStopKeep,
 		Requested:   a.requested,
+		Turn:        mine,
 		Logger:      a.log,
 	})
-}
-
-// openQueues binds every queue before any rule refers to it.
-func (a *agent) openQueues() ([]queue.Source, error) {
-	var queues []queue.Source
-	for i := range a.options.queues {
-		cfg := a.options.queue
-		cfg.Num = a.options.hook.QueueNum + i
-		cfg.Tick = 100 * time.Millisecond
-		q, err := queue.Open(cfg)
-		if err != nil {
-			return nil, errors.Join(err, closeAll(queues))
-		}
-		queues = append(queues, q)
-	}
-	return queues, nil
 }
 
 func closeAll(queues []queue.Source) error {
@@ -198,7 +186,7 @@ func (a *agent) work(ctx context.Context) error {
 		return err
 	})
 	err := group.Wait()
-	if err != nil && a.state.enforcing && !a.options.mode.audits() && !a.requested() {
+	if err != nil && !errors.Is(err, errReplaced) && a.state.enforcing && !a.options.mode.audits() && !a.requested() {
 		a.log.Error("the rules stay and drop new connections of policed pods; start the agent again, or run netverdict cleanup to enforce nothing")
 	}
 	return err
@@ -282,32 +270,64 @@ func (a *agent) enforce(ctx context.Context, group *errgroup.Group) error {
 	case first == nil:
 		return a.leaveEarly()
 	}
-	queues, err := a.openQueues()
+	mine, err := a.takeTurn(ctx)
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return nil // another agent enforces, and goes on
+	case err != nil:
+		return err
+	}
+	defer func() { a.warn("give the rules back", errors.Join(mine.Done(), mine.Yield())) }()
+	queues, number, err := a.openQueues()
 	if err != nil {
 		return err
 	}
-	e, err := a.newEngine(queues)
+	if err := a.rules.UseQueue(number); err != nil {
+		return errors.Join(err, closeAll(queues))
+	}
+	e, err := a.newEngine(queues, mine)
 	if err != nil {
 		return errors.Join(err, closeAll(queues))
 	}
-	a.kernel.Store(&kernel{e, queues})
+	a.kernel.Store(&kernel{e, queues, number})
 	defer a.reportUnasked(e)()
 	err = e.Run(ctx, first, func() {
+		a.warn("end the handover", mine.Done())
 		a.enforced(first)
 		a.log.Info("enforcing", "policies", first.Stats().Policies, "addresses", first.Stats().Addresses,
 			"source", a.source.String(), "after", time.Since(start), "pid", os.Getpid())
 		group.Go(func() error { return a.build(ctx, e) })
 	})
-	return errors.Join(err, closeAll(queues))
+	if err = errors.Join(err, closeAll(queues)); err == nil && e.Passed() && !a.requested() {
+		a.update(func(st *agentState) { st.enforcing, st.unapplied = false, errReplaced.Error() })
+		return errReplaced
+	}
+	return err
+}
+
+// warn logs what went wrong without consequences for enforcement.
+func (a *agent) warn(attempt string, err error) {
+	if err != nil {
+		a.log.Warn("cannot "+attempt, "error", err)
+	}
 }
 
 // leaveEarly ends an agent that was stopped before it had anything to enforce:
-// what an agent before it left is treated as its own.
+// what an agent before it left is treated as its own, unless that one still runs.
 func (a *agent) leaveEarly() error {
 	if a.options.onStop == onStopKeep || !a.requested() {
 		return nil
 	}
-	return a.rules.Remove()
+	stopped, stop := context.WithCancel(context.Background())
+	stop()
+	mine, err := turn.Take(stopped, a.rules, hook.DefaultPrefix, false)
+	if errors.Is(err, turn.ErrTaken) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return errors.Join(a.rules.Remove(), mine.Yield())
 }
 
 // firstTree compiles the first snapshot; it is nil when ctx ends before.

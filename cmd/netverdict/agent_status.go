@@ -42,7 +42,7 @@ func (a *agent) status() Status {
 	a.addCluster(&s, state.waiting)
 	if k := a.kernel.Load(); k != nil {
 		s.addTree(k.engine)
-		s.addQueues(k, a.options.hook.QueueNum)
+		s.addQueues(k, k.first)
 	}
 	if auditor := a.auditor.Load(); auditor != nil {
 		s.addAudit(auditor)

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/netverdict/netverdict/bench/netlab"
+	"github.com/netverdict/netverdict/engine/queue"
 	"github.com/netverdict/netverdict/policy"
 )
 
@@ -339,20 +340,37 @@ func TestAgentOutlivesItsReader(t *testing.T) {
 	a.terminate()
 }
 
-// TestAgentQueueTaken: a second agent on a host says which queue number it
-// cannot have, and the first one goes on.
+// TestAgentQueueTaken: an agent whose queue number another program has takes the
+// next one, and if that is taken too it says which it cannot have.
 func TestAgentQueueTaken(t *testing.T) {
 	t.Parallel()
 	l := newAgentLab(t)
 	l.serve(l.server, 80)
 	l.write("policy.yaml", policyFor("client", "server"))
-	first := l.agent("--queue-num=77")
+	l.reserve(77)
+	a := l.agent("--queue-num=77")
+	l.expect("with the other queue", true, l.client, l.server, 80)
+	l.expect("with the other queue", false, l.other, l.server, 80)
+	a.terminate()
+	l.reserve(78)
 	l.launch(l.command("agent", "--manifests", l.dir, "--queue-num=77")).
-		demandFailure("queue 77.*taken", "choose another queue number")
-	l.expect("beside a second agent", true, l.client, l.server, 80)
-	l.expect("beside a second agent", false, l.other, l.server, 80)
-	first.terminate()
-	l.demandNothingLeft("after the first agent")
+		demandFailure("queue 77.*taken", "queue 78.*taken", "choose another queue number")
+	l.demandNothingLeft("after both agents")
+}
+
+// reserve takes a queue number on the node until the test ends.
+func (l *agentLab) reserve(num uint16) {
+	l.t.Helper()
+	err := l.node.Do(func() error {
+		r, err := queue.Reserve(num)
+		if err == nil {
+			l.t.Cleanup(func() { _ = r.Release() })
+		}
+		return err
+	})
+	if err != nil {
+		l.t.Fatal(err)
+	}
 }
 
 // TestAgentNeedsPrivilege: without it the agent says which one, and how to get it.

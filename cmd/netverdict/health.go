@@ -42,7 +42,7 @@ func serveHealth(ctx context.Context, address string, ready func() error, readyT
 		}
 		fmt.Fprintln(w, readyText)
 	})
-	l, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
+	l, err := listenTCP(ctx, address)
 	if err != nil {
 		return fmt.Errorf("--health-address: %w", err)
 	}
@@ -69,12 +69,16 @@ func serveStatus(ctx context.Context, path string, status func() Status, log *sl
 // listenPrivate makes a unix socket with mode 0600, in place of one that a
 // process which is gone left behind.
 func listenPrivate(ctx context.Context, path string) (net.Listener, error) {
+	return listen(ctx, func() (net.Listener, error) { return bindPrivate(ctx, path) })
+}
+
+func bindPrivate(ctx context.Context, path string) (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, err
 	}
 	if conn, err := new(net.Dialer).DialContext(ctx, "unix", path); err == nil {
 		conn.Close()
-		return nil, fmt.Errorf("%s: another agent answers there", path)
+		return nil, inUse(path)
 	}
 	if err := removeSocket(path); err != nil {
 		return nil, err

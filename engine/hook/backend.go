@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"time"
 )
 
 // chooseBackend returns the tables of the families in the backend that is
@@ -27,7 +26,7 @@ func chooseBackend(cfg *Config) ([]*tables, error) {
 	var all []*tables
 	var missing []error
 	for _, f := range cfg.families() {
-		t, err := findTables(f, backend, cfg.CommandTimeout)
+		t, err := findTables(f, backend, cfg.pace)
 		all, missing = append(all, t), append(missing, err)
 	}
 	return all, errors.Join(missing...)
@@ -41,7 +40,7 @@ var hints = []string{"KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY"}
 func kubeletBackend(cfg *Config) Backend {
 	for _, b := range [...]Backend{NFT, Legacy} {
 		for _, f := range [...]family{ipv4, ipv6} {
-			t, err := findTables(f, b, cfg.CommandTimeout)
+			t, err := findTables(f, b, cfg.pace)
 			if err != nil || !t.inUse() {
 				continue
 			}
@@ -74,7 +73,7 @@ func pathBackend(cfg *Config) (Backend, error) {
 	for _, f := range cfg.families() {
 		path, err := exec.LookPath(f.commands() + "-restore")
 		if err == nil {
-			return backendOf(path, f, cfg.CommandTimeout)
+			return backendOf(path, f, cfg.pace)
 		}
 		failed = append(failed, err)
 	}
@@ -83,8 +82,8 @@ func pathBackend(cfg *Config) (Backend, error) {
 
 // backendOf asks a command for its backend: "iptables-restore v1.8.9 (nf_tables)".
 // Versions before 1.8 had but the legacy one and do not say so.
-func backendOf(path string, f family, timeout time.Duration) (Backend, error) {
-	t := tables{family: f, timeout: timeout}
+func backendOf(path string, f family, p *pace) (Backend, error) {
+	t := tables{family: f, pace: p}
 	out, err := t.run("", path, "--version")
 	if err != nil {
 		return Auto, fmt.Errorf("%s --version: %w", path, err)
@@ -97,8 +96,8 @@ func backendOf(path string, f family, timeout time.Duration) (Backend, error) {
 
 // findTables finds the commands of a backend. They may be called
 // iptables-nft-restore or, when nothing else is installed, iptables-restore.
-func findTables(f family, b Backend, timeout time.Duration) (*tables, error) {
-	t := &tables{family: f, backend: b, timeout: timeout}
+func findTables(f family, b Backend, p *pace) (*tables, error) {
+	t := &tables{family: f, backend: b, pace: p}
 	var err error
 	if t.restore, err = t.find("restore"); err != nil {
 		return nil, err
@@ -118,7 +117,7 @@ func (t *tables) find(verb string) (path string, err error) {
 	if plainErr != nil {
 		return "", missingCommand(errors.Join(err, plainErr))
 	}
-	have, haveErr := backendOf(plain, t.family, t.timeout)
+	have, haveErr := backendOf(plain, t.family, t.pace)
 	if haveErr != nil {
 		return "", haveErr
 	}

@@ -79,7 +79,7 @@ func TestObserveRendered(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if o := c.observe(&s); o != (observed{c.state, true, true}) {
+		if o := c.observe(&s); o != (observed{c.state, true, true, 100, true}) {
 			t.Errorf("observed %+v, want %+v", o, c.state)
 		}
 		if !c.complete(&s) {

@@ -2,7 +2,6 @@ package hook
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -20,7 +19,7 @@ type tables struct {
 	backend Backend // NFT or Legacy
 	restore string  // path
 	save    string  // path
-	timeout time.Duration
+	pace    *pace
 }
 
 // grace is how much earlier than the timeout iptables gives up waiting for its
@@ -32,8 +31,7 @@ func (t *tables) String() string { return fmt.Sprintf("%s (%v)", t.family.comman
 // apply runs iptables-restore: one transaction. The error of a command that ran
 // out of time does not say whether the transaction took place.
 func (t *tables) apply(input string) error {
-	wait := max(1, int((t.timeout-grace)/time.Second))
-	_, err := t.run(input, t.restore, "--noflush", "-w", strconv.Itoa(wait))
+	_, err := t.run(input, t.restore, "--noflush", "-w", strconv.Itoa(t.pace.lockWait()))
 	if err != nil {
 		return fmt.Errorf("%s: %w", filepath.Base(t.restore), withLine(err, input))
 	}
@@ -82,7 +80,7 @@ func (e *commandError) Unwrap() error { return e.err }
 
 // run runs a command with a C locale, so that its messages can be searched.
 func (t *tables) run(stdin, path string, args ...string) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), t.timeout)
+	ctx, cancel := t.pace.context()
 	defer cancel()
 	cmd := exec.CommandContext(ctx, path, args...)
 	cmd.Env = append(os.Environ(), "LC_ALL=C")
@@ -95,7 +93,7 @@ func (t *tables) run(stdin, path string, args ...string) ([]byte, error) {
 		return out, nil
 	}
 	if ctx.Err() != nil {
-		err = fmt.Errorf("no answer within %v: %w", t.timeout, ctx.Err())
+		err = fmt.Errorf("no answer within %v: %w", t.pace.limit(), ctx.Err())
 	}
 	return nil, &commandError{strings.Join(strings.Fields(stderr.String()), " "), err}
 }

@@ -96,6 +96,8 @@ type Config struct {
 	// CommandTimeout bounds each run of an iptables command, which includes the
 	// wait for the lock that all iptables commands share.
 	CommandTimeout time.Duration
+
+	pace *pace // of CommandTimeout
 }
 
 func (c *Config) setDefaults() {
@@ -105,6 +107,7 @@ func (c *Config) setDefaults() {
 	orDefault(&c.QueueCount, 1)
 	orDefault(&c.MaxElem, DefaultMaxElem)
 	orDefault(&c.CommandTimeout, DefaultCommandTimeout)
+	c.pace = newPace(c.CommandTimeout)
 }
 
 func orDefault[T comparable](field *T, value T) {

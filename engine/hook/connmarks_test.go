@@ -51,7 +51,8 @@ func TestInstallForgetsMarksOfUnknownOrigin(t *testing.T) {
 }
 
 // Every time that a generation comes into use, no connection carries it, though
-// each generation leaves one connection behind that never sends again.
+// each generation leaves one connection behind that never sends again. One that
+// was cut stays cut: nobody but Review may free it.
 func TestNoConnectionCarriesAGenerationThatBegins(t *testing.T) {
 	ns := newNamespace(t)
 	cfg := testConfig(NFT)
@@ -74,7 +75,11 @@ func TestNoConnectionCarriesAGenerationThatBegins(t *testing.T) {
 		}
 		for port := 100; port < 102+2*round; port++ {
 			mark := ns.connmark(t, port)
-			if s.conn.Decided(mark) && s.conn.numberIn(mark) == s.generation {
+			if cut := port%2 == 1; cut {
+				if !s.conn.Decided(mark) {
+					t.Errorf("round %d: connection %d was cut, and has mark %#x: its replies pass", round, port, mark)
+				}
+			} else if s.conn.Decided(mark) && s.conn.numberIn(mark) == s.generation {
 				t.Errorf("round %d: generation %d begins, and connection %d has mark %#x", round, s.generation, port, mark)
 			}
 			if s.conn.Clear(mark) != foreign {

@@ -126,8 +126,9 @@
 //
 // Both numbers come round. An epoch lives in packet marks only, and those only
 // inside the system call that sends the verdict. A generation lives in
-// connections as long as they do: twice in each cycle, the marks of all
-// generations but the current one are cleared from the connection table.
+// connections as long as they do: twice in each cycle, the allow marks of all
+// generations but the current one are cleared from the connection table. (A deny
+// mark is obeyed whatever its number.)
 //
 // # Living with others
 //
@@ -145,6 +146,17 @@
 // it may on a node without kube-proxy, the first packet seen of an old connection
 // decides which direction is the original one.
 //
-// A live UDP flow on which only the server still sends is not judged again until
-// the client sends: a reply has nothing that could be judged.
+// # Live connections
+//
+// A new generation makes the kernel ask about every connection that still sends in
+// its original direction. A reply has nothing that could be judged: of a connection
+// on which only the server sends nobody would ask. Review is for these: it walks the
+// connection table, and marks what is denied, so that 3 drops its replies, or takes
+// that mark away again. Only Review frees a connection that was cut. It also finds
+// those that are older than the rules.
+//
+// A change that concerns a few addresses, as when a pod comes or goes, needs no new
+// generation: SwitchFor starts an epoch only, and when the new tree is in force,
+// Forget and Review remove what the kernel knows of these addresses. Sets with many
+// keys are exchanged rather than searched.
 package hook

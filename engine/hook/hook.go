@@ -16,9 +16,11 @@ type Hook struct {
 	ns     *namespace
 	sets   *sets
 	stacks []*stack // one for each family
+	pace   *pace
 
 	mu        sync.Mutex // one change at a time
 	installed bool
+	adopted   bool // Install found rules
 	wanted    Policed
 	epoch     uint32 // in force for every family
 	tried     uint32 // the last one that a switch tried to put in force
@@ -54,7 +56,7 @@ func Open(cfg Config) (*Hook, error) {
 }
 
 func newHook(cfg Config) (*Hook, error) {
-	h := &Hook{cfg: cfg}
+	h := &Hook{cfg: cfg, pace: cfg.pace}
 	var err error
 	if h.names, err = newNames(cfg.Prefix); err != nil {
 		return nil, err
@@ -149,7 +151,10 @@ func (h *Hook) do(f func() error) error {
 func (h *Hook) Install(p Policed) error {
 	return h.do(func() error {
 		h.wanted = p
-		epoch := h.nextEpoch()
+		epoch, err := h.foreignEpoch()
+		if err != nil {
+			return err
+		}
 		for _, s := range h.stacks {
 			if err := s.install(epoch, p.of(s.family)); err != nil {
 				return fmt.Errorf("install the rules of %v: %w", s.tables, err)

@@ -46,7 +46,7 @@ func (h *Hook) KubeProxy() (modes []string, err error) {
 func (h *Hook) proxiesByIptables() (bool, error) {
 	for _, b := range [...]Backend{NFT, Legacy} {
 		for _, f := range [...]family{ipv4, ipv6} {
-			t, err := findTables(f, b, h.cfg.CommandTimeout)
+			t, err := findTables(f, b, h.cfg.pace)
 			if err != nil || !t.inUse() {
 				continue // no command for it here, so who knows
 			}

@@ -96,7 +96,7 @@ func TestSwitchReplacesWhatItMust(t *testing.T) {
 			want := state{epoch: tc.epoch, generation: tc.generation, allow: tc.allow, deny: tc.deny}
 			for _, s := range h.stacks {
 				have := ns.saved(t, s)
-				if o := s.observe(&have); o != (observed{want, true, true}) {
+				if o := s.observe(&have); o != (observed{want, true, true, 71, true}) {
 					t.Errorf("%v: the kernel has %+v, want %+v", s.tables, o, want)
 				}
 			}

@@ -35,12 +35,16 @@ func (f family) icmp() string {
 	return "icmp"
 }
 
-// af is the address family, as ipset and conntrack want it.
+// af is the address family, as ipset and conntrack want it; that of no family
+// stands for all.
 func (f family) af() uint8 {
-	if f == ipv6 {
+	switch f {
+	case ipv4:
+		return unix.AF_INET
+	case ipv6:
 		return unix.AF_INET6
 	}
-	return unix.AF_INET
+	return unix.AF_UNSPEC
 }
 
 // familyOf returns the family of an address; an IPv4-mapped one is IPv4.
@@ -104,6 +108,9 @@ func (n names) ingress(f family) string { return n.set(f, "ingress") }
 
 func (n names) allowSet(f family, s side) string { return n.set(f, "allow-"+string(rune(s))) }
 func (n names) denySet(f family, s side) string  { return n.set(f, "deny-"+string(rune(s))) }
+
+// request is the set that asks the owner of the rules to hand them over.
+func (n names) request() string { return strings.ToLower(n.prefix) + "-handover" }
 
 // probeSets are made and removed when the kernel is tried out.
 func (n names) probeSets(f family) (keys, addrs string) {

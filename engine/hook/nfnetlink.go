@@ -137,6 +137,9 @@ func (a attributes) with(typ uint16, data []byte) attributes {
 // be32 is a number in network byte order.
 func be32(v uint32) []byte { return binary.BigEndian.AppendUint32(nil, v) }
 
+// native32 is a number in the byte order of this machine.
+func native32(v uint32) []byte { return binary.NativeEndian.AppendUint32(nil, v) }
+
 // typeMask removes NLA_F_NESTED and NLA_F_NET_BYTEORDER.
 const typeMask = 0x3fff
 

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"github.com/netverdict/netverdict/policy"
 )
 
 // Remove removes every chain and set with our names and the jumps to them, in
@@ -24,13 +26,14 @@ func (h *Hook) Remove() error {
 			return err
 		}
 		for _, s := range h.stacks {
-			errs = append(errs, s.connmarks().clear(nil))
+			errs = append(errs, s.connmarks().clear(nil, policy.Allow, policy.Deny))
 		}
 		for _, f := range [...]family{ipv4, ipv6} {
 			for _, name := range h.names.sets(f) {
 				errs = append(errs, h.sets.destroy(name))
 			}
 		}
+		errs = append(errs, h.sets.destroy(h.names.request()))
 		return errors.Join(errs...)
 	})
 }
@@ -60,7 +63,7 @@ func (h *Hook) removeStrays() error {
 func everyTables(cfg *Config) (all []*tables) {
 	for _, f := range [...]family{ipv4, ipv6} {
 		for _, b := range [...]Backend{NFT, Legacy} {
-			if t, err := findTables(f, b, cfg.CommandTimeout); err == nil && t.inUse() {
+			if t, err := findTables(f, b, cfg.pace); err == nil && t.inUse() {
 				all = append(all, t)
 			}
 		}
@@ -130,15 +133,13 @@ func Leftovers(cfg Config) (left []string, err error) {
 		return nil, err
 	}
 	defer s.close()
-	for _, f := range [...]family{ipv4, ipv6} {
-		for _, name := range n.sets(f) {
-			have, err := s.list(name)
-			if err != nil {
-				return nil, err
-			}
-			if have != nil {
-				left = append(left, "ipset "+name)
-			}
+	for _, name := range slices.Concat(n.sets(ipv4), n.sets(ipv6), []string{n.request()}) {
+		have, err := s.list(name)
+		if err != nil {
+			return nil, err
+		}
+		if have != nil {
+			left = append(left, "ipset "+name)
 		}
 	}
 	return left, nil

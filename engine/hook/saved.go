@@ -182,6 +182,9 @@ type observed struct {
 	// marked: the marks in the rules are written in our bits, so epoch and
 	// generation are known.
 	marked bool
+	// queue is the first queue that packets are sent to, if queued.
+	queue  uint16
+	queued bool
 }
 
 // observe reads the state from the rules, whichever process installed them.
@@ -195,6 +198,8 @@ func (c *chain) observe(s *saved) observed {
 			o.generation, generationKnown = c.conn.read(r.option("--mark"), policy.Allow)
 		case PurposeAllowed:
 			o.epoch, epochKnown = c.packet.read(r.option("--mark"), policy.Allow)
+		case PurposeQueue:
+			o.queue, o.queued = queueIn(&r)
 		case PurposeAllowSet:
 			if r.option("--match-set") == c.names.allowSet(c.family, sideB) {
 				o.allow = sideB

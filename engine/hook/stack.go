@@ -2,7 +2,10 @@ package hook
 
 import (
 	"fmt"
+	"net/netip"
 	"time"
+
+	"github.com/netverdict/netverdict/policy"
 )
 
 // stack is the hook of one IP family. The generation and the sets are its own,
@@ -30,6 +33,18 @@ type change struct {
 	revokes bool // connections and the allow set are asked about again
 	adds    bool // the deny set is asked about again
 	onTop   bool // the jump becomes the first rule again
+
+	// addrs are the only addresses that the change concerns, if it neither revokes
+	// nor adds for all.
+	addrs []netip.Addr
+	// Sets that are exchanged although the generation stays.
+	flipAllow, flipDeny bool
+}
+
+// forAll spells out what a change means for the sets.
+func (ch *change) forAll() {
+	ch.flipAllow = ch.flipAllow || ch.revokes
+	ch.flipDeny = ch.flipDeny || ch.adds
 }
 
 // install makes the kernel judge by new rules, whatever was there before.
@@ -60,13 +75,14 @@ func (s *stack) install(epoch uint32, wanted *policed) error {
 // bits nobody knows what the marks of connections mean.
 func (s *stack) adopt(o observed) error {
 	s.state, s.attempted, s.retired = o.state, nil, true
-	keep := &o.generation
 	if !o.marked {
-		keep, s.generation = nil, 0
+		s.generation = 0
+		err := s.connmarks().clear(nil, policy.Allow, policy.Deny)
+		s.stale = err != nil
+		return err
 	}
-	err := s.connmarks().clear(keep)
-	s.stale = err != nil
-	return err
+	s.stale = true
+	return s.clearStale()
 }
 
 // attempts is how often a switch tries to replace the rules: others may have
@@ -86,9 +102,15 @@ func (s *stack) switchTo(epoch uint32, ch change) error {
 	if s.retired {
 		awaitPackets()
 	}
+	if err := s.exchange(&ch); err != nil {
+		return err
+	}
 	var err error
 	for i := range attempts {
 		if i > 0 {
+			if s.tables.pace.inHurry() {
+				break
+			}
 			time.Sleep(attemptPause)
 		}
 		if err = s.try(epoch, ch); err == nil {
@@ -106,6 +128,7 @@ func (s *stack) try(epoch uint32, ch change) error {
 	if took := s.settle(&have, &ch); took && s.epoch == epoch {
 		return nil // the attempt before did it after all
 	}
+	ch.forAll()
 	next := s.next(epoch, ch)
 	if err := s.renew(&next, ch); err != nil {
 		return err
@@ -153,11 +176,11 @@ func (s *stack) next(epoch uint32, ch change) chain {
 	next.epoch = epoch
 	if ch.revokes {
 		next.generation = s.conn.next(s.generation)
-		if s.allowTimeout != 0 {
-			next.allow = s.allow.other()
-		}
 	}
-	if ch.adds && s.denyTimeout != 0 {
+	if ch.flipAllow && s.allowTimeout != 0 {
+		next.allow = s.allow.other()
+	}
+	if ch.flipDeny && s.denyTimeout != 0 {
 		next.deny = s.deny.other()
 	}
 	return next
@@ -165,12 +188,12 @@ func (s *stack) next(epoch uint32, ch change) chain {
 
 // renew prepares the sets that the rules are going to use instead of others.
 func (s *stack) renew(next *chain, ch change) error {
-	if ch.revokes && s.allowTimeout != 0 {
+	if ch.flipAllow && s.allowTimeout != 0 {
 		if err := s.sets.renew(s.allowSpec(next.allow)); err != nil {
 			return err
 		}
 	}
-	if ch.adds && s.denyTimeout != 0 {
+	if ch.flipDeny && s.denyTimeout != 0 {
 		return s.sets.renew(s.denySpec(next.deny))
 	}
 	return nil
@@ -195,7 +218,7 @@ func (s *stack) emptyRetired() error {
 	}
 	idle := s.chain
 	idle.allow, idle.deny = s.allow.other(), s.deny.other()
-	if err := s.renew(&idle, change{revokes: true, adds: true}); err != nil {
+	if err := s.renew(&idle, change{flipAllow: true, flipDeny: true}); err != nil {
 		return err
 	}
 	s.retired = false
@@ -203,12 +226,13 @@ func (s *stack) emptyRetired() error {
 }
 
 // clearStale clears the marks of all generations but the current one, when that
-// is due.
+// is due. Those of connections that were cut stay: their number means nothing, and
+// without them replies would pass. Review is what frees a connection.
 func (s *stack) clearStale() error {
 	if !s.stale {
 		return nil
 	}
-	if err := s.connmarks().clear(&s.generation); err != nil {
+	if err := s.connmarks().clear(&s.generation, policy.Allow); err != nil {
 		return err
 	}
 	s.stale = false

@@ -1,0 +1,198 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"syscall"
+	"time"
+
+	"github.com/spf13/pflag"
+
+	"github.com/netverdict/netverdict/engine/hook"
+	"github.com/netverdict/netverdict/engine/queue"
+	"github.com/netverdict/netverdict/engine/turn"
+)
+
+// turnOptions are the flags about agents that follow each other on a host.
+type turnOptions struct {
+	replace    bool
+	onReplaced string
+}
+
+// firstReserved is where the queue numbers begin that are locks (queue.ReservedFor).
+const firstReserved = 0xf000
+
+const (
+	onReplacedExit    = "exit"
+	onReplacedStandby = "standby"
+)
+
+func (o *turnOptions) addFlags(f *pflag.FlagSet) {
+	f.BoolVar(&o.replace, "replace", false, "take over from an agent that enforces here already, without a gap")
+	f.StringVar(&o.onReplaced, "on-replaced", onReplacedExit, "what to do when another agent has taken over: exit, or standby, to go on when that one is gone (for a supervisor that starts again what exits)")
+}
+
+func (o *turnOptions) validate() error {
+	if o.onReplaced != onReplacedExit && o.onReplaced != onReplacedStandby {
+		return fmt.Errorf("--on-replaced %q: want %s or %s", o.onReplaced, onReplacedExit, onReplacedStandby)
+	}
+	return nil
+}
+
+// errReplaced ends an agent whose rules are another's now.
+var errReplaced = errors.New("another agent has taken over")
+
+// standbyIdle is how long nobody must enforce before an agent in standby does: a
+// process that comes back after a crash is quicker.
+const standbyIdle = 5 * time.Second
+
+// standby waits until the agent that has taken over is gone.
+func (o *agentOptions) standby(ctx context.Context, a *agent) error {
+	a.log.Info("another agent has taken over; this one waits for its end", "pid", os.Getpid())
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	served := make(chan error, 1)
+	go func() {
+		if o.statusSocket == "" {
+			served <- nil
+			return
+		}
+		served <- serveStatus(ctx, o.statusSocket, a.status, a.log)
+	}()
+	err := turn.AwaitFree(ctx, a.rules, hook.DefaultPrefix, standbyIdle)
+	cancel()
+	return errors.Join(err, <-served)
+}
+
+// ignoreEnd returns nil for an error that only says that ctx has ended.
+func ignoreEnd(ctx context.Context, err error) error {
+	if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
+		return nil
+	}
+	return err
+}
+
+// takeTurn waits for the right to change the rules.
+func (a *agent) takeTurn(ctx context.Context) (*turn.Turn, error) {
+	return turn.Take(ctx, a.rules, hook.DefaultPrefix, a.options.turn.replace)
+}
+
+// openQueues binds every queue before any rule refers to it: those that the rules
+// name, if nobody has them, so that what an agent left them waiting for is judged
+// again; otherwise the range next to them, which an agent that is being replaced
+// has not.
+func (a *agent) openQueues() ([]queue.Source, uint16, error) {
+	first := a.options.hook.QueueNum
+	ranges := [...]uint16{first, first + a.options.queues}
+	used, ok, err := a.rules.QueueInForce()
+	if err != nil {
+		return nil, 0, err
+	}
+	if ok && used == ranges[1] {
+		ranges[0], ranges[1] = ranges[1], ranges[0]
+	}
+	queues, err := a.openRange(ranges[0])
+	if !errors.Is(err, queue.ErrTaken) {
+		return queues, ranges[0], err
+	}
+	queues, again := a.openRange(ranges[1])
+	if again != nil {
+		return nil, 0, errors.Join(err, again)
+	}
+	return queues, ranges[1], nil
+}
+
+func (a *agent) openRange(first uint16) ([]queue.Source, error) {
+	var queues []queue.Source
+	for i := range a.options.queues {
+		cfg := a.options.queue
+		cfg.Num = first + i
+		cfg.Tick = 100 * time.Millisecond
+		q, err := queue.Open(cfg)
+		if err != nil {
+			return nil, errors.Join(err, closeAll(queues))
+		}
+		queues = append(queues, q)
+	}
+	return queues, nil
+}
+
+// patientKey marks a context in which addresses may be in use for a while.
+type patientKey struct{}
+
+// patient returns a context for an agent that takes over from another, which still
+// has the addresses that both are to listen on.
+func patient(ctx context.Context) context.Context {
+	return context.WithValue(ctx, patientKey{}, true)
+}
+
+// listen opens a listener. One whose address is in use is opened later, in a patient
+// context: it accepts nobody until then.
+func listen(ctx context.Context, open func() (net.Listener, error)) (net.Listener, error) {
+	l, err := open()
+	if err == nil || ctx.Value(patientKey{}) == nil || !errors.Is(err, syscall.EADDRINUSE) {
+		return l, err
+	}
+	return &lateListener{open: open, opened: make(chan struct{}), closed: make(chan struct{})}, nil
+}
+
+func listenTCP(ctx context.Context, address string) (net.Listener, error) {
+	return listen(ctx, func() (net.Listener, error) { return new(net.ListenConfig).Listen(ctx, "tcp", address) })
+}
+
+// lateListener listens as soon as it can.
+type lateListener struct {
+	open func() (net.Listener, error)
+	net.Listener
+	opened, closed chan struct{}
+}
+
+const lateEvery = 100 * time.Millisecond
+
+// Accept is called by one goroutine, as servers do.
+func (l *lateListener) Accept() (net.Conn, error) {
+	for l.Listener == nil {
+		inner, err := l.open()
+		switch {
+		case err == nil:
+			l.Listener = inner
+			close(l.opened)
+		case !errors.Is(err, syscall.EADDRINUSE):
+			return nil, err
+		}
+		select {
+		case <-l.closed:
+			return nil, net.ErrClosed
+		case <-time.After(lateEvery):
+		}
+	}
+	return l.Listener.Accept()
+}
+
+// Close may be called by any goroutine, once.
+func (l *lateListener) Close() error {
+	close(l.closed)
+	select {
+	case <-l.opened:
+		return l.Listener.Close()
+	default:
+		return nil
+	}
+}
+
+func (l *lateListener) Addr() net.Addr {
+	select {
+	case <-l.opened:
+		return l.Listener.Addr()
+	default:
+		return &net.UnixAddr{Name: "not open yet"}
+	}
+}
+
+// inUse is the error of a socket on which another agent answers.
+func inUse(path string) error {
+	return fmt.Errorf("%s: another agent answers there: %w", path, syscall.EADDRINUSE)
+}
