@@ -142,6 +142,19 @@ fuzz: ## Every fuzz target for FUZZTIME
 fuzz-long: ## Every fuzz target for 10 minutes
 	$(call fuzz,10m)
 
+# promised(tests) is a pattern; FIGURES keeps what the tests measured, and their verdicts.
+space    := $(subst ,, )
+promised = ^($(subst $(space),|,$(strip $(1))))$$
+FIGURES  := grep -E '^ *(--- |ok|FAIL|panic)|^ +[a-z_]+_test.go:[0-9]+: '
+PROMISES ?= bench/results/$(shell date -u +%Y-%m-%d)-promises.txt
+
+.PHONY: promises
+promises: deps-test ## What we promise of live flows, pod start, upgrades and floods, at full count, into PROMISES (root; 40 minutes)
+	@mkdir -p $(dir $(PROMISES))
+	@.ci/machine | tee $(PROMISES)
+	go test -count=1 -timeout 1h -v -run '$(call promised,TestLiveFlows TestPodStart)' ./engine -pods=500 -prompt=100ms 2>&1 | $(FIGURES) | tee -a $(PROMISES)
+	go test -count=1 -timeout 1h -v -run '$(call promised,TestAgentsFollowEachOther TestFlood)' ./cmd/netverdict -turns=20 -connect-rate=300 -flood-time=10s -flood-cpu=5 -flood-keep=80 2>&1 | $(FIGURES) | tee -a $(PROMISES)
+
 bench: deps ## Every benchmark COUNT times, into BENCHFILE; compare two files with: benchstat
 	@mkdir -p $(dir $(BENCHFILE))
 	@.ci/machine | tee $(BENCHFILE)

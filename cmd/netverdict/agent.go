@@ -165,6 +165,7 @@ func (o *agentOptions) run(ctx context.Context, e env) error {
 		return err
 	}
 	o.hook.QueueCount, o.queue.FailOpen = o.queues, o.hook.FailOpen
+	o.hook.AskLimit = o.live.askLimit
 	// A reader of the flow log that goes away must not take enforcement with it.
 	signal.Ignore(syscall.SIGPIPE)
 	log := slog.New(slog.NewTextHandler(e.stderr, nil))

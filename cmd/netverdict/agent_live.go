@@ -1,11 +1,13 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"time"
 
 	"github.com/spf13/pflag"
 
+	"github.com/netverdict/netverdict/engine/queue"
 	"github.com/netverdict/netverdict/policy"
 )
 
@@ -18,10 +20,12 @@ const confineTo = 8
 // start, agents that come and go, floods.
 type liveOptions struct {
 	holdRemote time.Duration
+	askLimit   uint32
 }
 
 func (o *liveOptions) addFlags(f *pflag.FlagSet) {
 	f.DurationVar(&o.holdRemote, "hold-remote", time.Second, "how long packets wait that would be denied, while an address of another node's pod range has no known pod; 0 denies them at once")
+	f.Uint32Var(&o.askLimit, "ask-limit", 5000, "new connections a second of one source address that are asked about, more are dropped, so that a flood leaves room for others; 0 is no limit")
 }
 
 func (o *liveOptions) validate() error {
@@ -66,4 +70,48 @@ func (a *agent) notePodRanges(s *policy.Snapshot) {
 		a.log.Info("packets of pods that are not known yet are held from now on", "ranges", s.LocalPodCIDRs)
 	}
 	a.podStart = now
+}
+
+// dropsEvery is how often drops are looked for, and alarmEvery how often they are
+// reported at most.
+const (
+	dropsEvery = 5 * time.Second
+	alarmEvery = time.Minute
+)
+
+// drops are packets that the kernel dropped, or let pass unjudged with
+// --queue-bypass, because a queue was full or its reader too slow.
+type drops struct{ full, buffer, overruns uint64 }
+
+// watchDrops reports packets that nobody could judge, until ctx ends. The kernel's
+// counters have 32 bits, and come round.
+func (a *agent) watchDrops(ctx context.Context, queues []queue.Source) error {
+	before := make([]queue.Stats, len(queues))
+	var fresh drops
+	var reported time.Time
+	for sleep(ctx, dropsEvery) {
+		for i, q := range queues {
+			now := q.Stats()
+			fresh.full += uint64(now.Kernel.QueueDropped - before[i].Kernel.QueueDropped)
+			fresh.buffer += uint64(now.Kernel.UserDropped - before[i].Kernel.UserDropped)
+			fresh.overruns += now.Overruns - before[i].Overruns
+			before[i] = now
+		}
+		if fresh == (drops{}) || time.Since(reported) < alarmEvery {
+			continue
+		}
+		a.log.Error("packets were not judged: there were more than this agent can take (see --ask-limit, --queue-length and --queues)",
+			"queueFull", fresh.full, "bufferFull", fresh.buffer, "overruns", fresh.overruns)
+		fresh, reported = drops{}, time.Now()
+	}
+	return nil
+}
+
+func sleep(ctx context.Context, d time.Duration) (whole bool) {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(d):
+		return true
+	}
 }

@@ -297,6 +297,7 @@ func (a *agent) enforce(ctx context.Context, group *errgroup.Group) error {
 		a.log.Info("enforcing", "policies", first.Stats().Policies, "addresses", first.Stats().Addresses,
 			"source", a.source.String(), "after", time.Since(start), "pid", os.Getpid())
 		group.Go(func() error { return a.build(ctx, e) })
+		group.Go(func() error { return a.watchDrops(ctx, queues) })
 	})
 	if err = errors.Join(err, closeAll(queues)); err == nil && e.Passed() && !a.requested() {
 		a.update(func(st *agentState) { st.enforcing, st.unapplied = false, errReplaced.Error() })

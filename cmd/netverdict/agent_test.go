@@ -259,7 +259,7 @@ func TestAgentBadRuleFlags(t *testing.T) {
 	l := newAgentLab(t)
 	for _, c := range []struct{ flags, want string }{
 		{"--ipv4=false --ipv6=false", "neither IPv4 nor IPv6"},
-		{"--queue-num=65535 --queues=2", "queues 65535 to 65536: want numbers up to 65535"},
+		{"--queue-num=65535 --queues=2", "two ranges of 2 queues.*must end below 61440"},
 		{"--allow-timeout=1500ms", "allow timeout 1.5s: want whole seconds"},
 		{"--deny-timeout=-1s", "deny timeout -1s: want whole seconds"},
 		{"--mark-mask=0x7", "packet marks: mark mask 0x7 has 3 bits: want at least 5"},

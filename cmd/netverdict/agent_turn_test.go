@@ -229,13 +229,18 @@ func TestHandoverFails(t *testing.T) {
 	})
 }
 
-func (l *agentLab) inNode(name string, args ...string) {
+func (l *agentLab) inNode(name string, args ...string) { l.output(name, args...) }
+
+// output runs a command on the node.
+func (l *agentLab) output(name string, args ...string) string {
 	l.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), agentPatience)
 	defer cancel()
-	if out, err := l.node.Command(ctx, name, args...).CombinedOutput(); err != nil {
+	out, err := l.node.Command(ctx, name, args...).CombinedOutput()
+	if err != nil {
 		l.t.Fatalf("%s %v: %v: %s", name, args, err, out)
 	}
+	return string(out)
 }
 
 // TestStandby: an agent that was replaced waits, answers status, and goes on when the

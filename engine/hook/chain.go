@@ -26,6 +26,7 @@ type chain struct {
 
 	queueNum, queueCount uint16
 	failOpen             bool
+	askLimit             uint32 // a second and source; 0: no limit
 	// 0 means that there is no such set.
 	allowTimeout, denyTimeout time.Duration
 }
@@ -105,8 +106,28 @@ func (c *chain) askRules() []rule {
 	if c.allowTimeout != 0 {
 		rules = append(rules, rule{in, fmt.Sprintf("-m set --match-set %s %s", c.allowSet(), key), PurposeAllowSet, "-g " + c.names.allow()})
 	}
+	if c.askLimit != 0 {
+		rules = append(rules, rule{in, c.flooding(), PurposeFlood, "-j DROP"})
+	}
 	return append(rules, rule{in, "", PurposeQueue, c.queueTarget()})
 }
+
+// flooding matches new connections of a source beyond its share. A live flow that is
+// asked about again is not new. The table of sources has the limit in its name: the
+// kernel keeps the limits with which a table was made first.
+func (c *chain) flooding() string {
+	return fmt.Sprintf("-m conntrack --ctstate NEW -m hashlimit --hashlimit-above %[1]d/sec --hashlimit-burst %[1]d"+
+		" --hashlimit-mode srcip --hashlimit-name %[2]s-%[1]d --hashlimit-htable-max %[3]d --hashlimit-htable-expire %[4]d",
+		c.askLimit, c.names.set(c.family, "ask"), floodSources, floodMemory.Milliseconds())
+}
+
+const (
+	// floodSources is how many sources are told apart at a time. Beyond, the kernel
+	// drops what is new: each is 100 bytes of memory that no pod may use up.
+	floodSources = 65536
+	// floodMemory is how long a source that has stopped is remembered.
+	floodMemory = 2 * time.Second
+)
 
 // key is what a verdict depends on, in the order of hash:ip,port,ip: source
 // address, protocol and destination port, destination address.

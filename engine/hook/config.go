@@ -63,6 +63,10 @@ const (
 	DefaultCommandTimeout = 30 * time.Second
 )
 
+// MaxAskLimit is the rate beyond which the kernel's hashlimit match
+// cannot count (XT_HASHLIMIT_SCALE_v2 in linux/netfilter/xt_hashlimit.h).
+const MaxAskLimit = 1_000_000
+
 // maxTimeout is IPSET_MAX_TIMEOUT in linux/netfilter/ipset/ip_set.h.
 const maxTimeout = 2147483 * time.Second
 
@@ -90,6 +94,10 @@ type Config struct {
 	// for all connections of its kind before it asks again, in whole seconds. 0
 	// means not at all: there is no such set then.
 	AllowTimeout, DenyTimeout time.Duration
+	// AskLimit is how many new connections a second of one source address are asked
+	// about; more are dropped, so that a flood of one pod leaves room for the others.
+	// 0 is no limit, up to MaxAskLimit.
+	AskLimit uint32
 	// MaxElem bounds each of the sets that remember verdicts. A set that is full
 	// remembers no more; what it does not know is asked.
 	MaxElem uint32
@@ -125,6 +133,8 @@ func (c *Config) validate() error {
 		return fmt.Errorf("backend %d: want auto, nft or legacy", c.Backend)
 	case int(c.QueueNum)+int(c.QueueCount) > 1<<16:
 		return fmt.Errorf("queues %d to %d: want numbers up to 65535", c.QueueNum, int(c.QueueNum)+int(c.QueueCount)-1)
+	case c.AskLimit > MaxAskLimit:
+		return fmt.Errorf("ask limit %d: want at most %d new connections a second, or 0 for no limit", c.AskLimit, MaxAskLimit)
 	case c.CommandTimeout < 0:
 		return fmt.Errorf("command timeout %v: want a positive time", c.CommandTimeout)
 	}

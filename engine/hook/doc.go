@@ -16,7 +16,8 @@
 //	 9  ICMP error of a flow with connmark allow ────────▶ pass           icmp-error
 //	10  in the deny set ─────────────────────────────────▶ NETVERDICT-DENY
 //	11  in the allow set ────────────────────────────────▶ NETVERDICT-ALLOW
-//	12  NFQUEUE ─▶ user space ─▶ NF_REPEAT with a verdict in the packet mark ─▶ 1
+//	12  new, and more of its source than its share ─────▶ drop           flood
+//	13  NFQUEUE ─▶ user space ─▶ NF_REPEAT with a verdict in the packet mark ─▶ 1
 //
 //	NETVERDICT-VERDICT                              NETVERDICT-ALLOW
 //	  allow, current epoch: add to allow set          clear our packet mark
@@ -96,6 +97,10 @@
 // drop, so that a live flow of a kind already denied is cut in both directions.
 // Neither renews the timeout of the entry: after at most that time the policy is
 // asked again.
+//
+// 12 keeps one pod that tries a lot of different things, such as a port scan, from
+// filling the queue and the time of user space, which all pods share. It comes last,
+// for what the sets know costs nobody anything, and does not count.
 //
 // # What the kernel remembers, and for how long
 //

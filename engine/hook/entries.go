@@ -27,6 +27,7 @@ type setHeader struct {
 	typename          string
 	family            uint8
 	maxElem           uint32
+	hashSize          uint32
 	entries           uint32 // those that have timed out may be counted
 	timeout, counters bool
 }
@@ -71,6 +72,8 @@ func (h *setHeader) readData(typ uint16, data []byte) {
 	switch n := binary.BigEndian.Uint32(data); typ {
 	case nl.IPSET_ATTR_MAXELEM:
 		h.maxElem = n
+	case nl.IPSET_ATTR_HASHSIZE:
+		h.hashSize = n
 	case nl.IPSET_ATTR_ELEMENTS:
 		h.entries = n
 	case nl.IPSET_ATTR_TIMEOUT:

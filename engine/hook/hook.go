@@ -94,7 +94,7 @@ func (h *Hook) newStack(t *tables, conn Marks) *stack {
 		chain: chain{
 			family: t.family, names: h.names, packet: h.packet, conn: conn,
 			state:    state{allow: sideA, deny: sideA},
-			queueNum: h.cfg.QueueNum, queueCount: h.cfg.QueueCount, failOpen: h.cfg.FailOpen,
+			queueNum: h.cfg.QueueNum, queueCount: h.cfg.QueueCount, failOpen: h.cfg.FailOpen, askLimit: h.cfg.AskLimit,
 			allowTimeout: h.cfg.AllowTimeout, denyTimeout: h.cfg.DenyTimeout,
 		},
 		tables: t, sets: h.sets, maxElem: h.cfg.MaxElem, counted: Counters{},

@@ -50,7 +50,7 @@ func testConfig(b Backend) Config {
 	return Config{
 		Backend: b, IPv4: true, IPv6: true,
 		QueueNum: 71, AllowTimeout: time.Minute, DenyTimeout: 30 * time.Second,
-		MaxElem: 1024,
+		MaxElem: 1024, AskLimit: 5000,
 	}
 }
 

@@ -78,6 +78,9 @@ func (c *chain) features() []feature {
 		{"SET target", fmt.Sprintf("-j SET --add-set %s %s --exist --timeout 1", keys, key), "to remember verdicts", "xt_set", "CONFIG_NETFILTER_XT_SET"},
 		{"NFQUEUE target", c.queueTarget(), "to ask for verdicts", "xt_NFQUEUE", "CONFIG_NETFILTER_XT_TARGET_NFQUEUE"},
 	}
+	if c.askLimit != 0 {
+		fs = append(fs, feature{"hashlimit match", c.flooding(), "to bound floods (an ask limit of 0 does without)", "xt_hashlimit", "CONFIG_NETFILTER_XT_MATCH_HASHLIMIT"})
+	}
 	if c.family == ipv6 {
 		fs = append(fs,
 			feature{"icmp6 match", "-p ipv6-icmp -m icmp6 --icmpv6-type 133", "to let neighbour discovery pass", "ip6_tables", "CONFIG_IP6_NF_IPTABLES"},

@@ -19,6 +19,7 @@ const (
 	PurposeICMPError    Purpose = "icmp-error"     // error about an allowed flow, or allowed itself
 	PurposeDenySet      Purpose = "deny-set"       // denied by a verdict of the same kind
 	PurposeAllowSet     Purpose = "allow-set"      // allowed by a verdict of the same kind
+	PurposeFlood        Purpose = "flood"          // more new connections of one source than its share
 	PurposeQueue        Purpose = "queue"          // asked
 	PurposeAllowKeep    Purpose = "allow-keep"     // verdict allow into the allow set
 	PurposeAllowed      Purpose = "allowed"        // verdict allow

@@ -50,26 +50,53 @@ type setSpec struct {
 	timeout  time.Duration // of entries by default; 0 for a set without timeouts
 	counters bool
 	maxElem  uint32
+	hashSize uint32 // buckets at the beginning; 0 for the default, 1024
 }
 
 func (s *sets) create(spec setSpec) error {
-	opts := netlink.IpsetCreateOptions{
-		Family:      spec.family.af(),
-		Counters:    spec.counters,
-		MaxElements: spec.maxElem,
-	}
-	if spec.typename == addrType {
-		opts.Revision = addrRevision
-	}
-	if spec.timeout != 0 {
-		seconds := uint32(spec.timeout / time.Second)
-		opts.Timeout = &seconds
-	}
-	if err := s.handle.IpsetCreate(spec.name, spec.typename, opts); err != nil {
+	attrs := setNamed(spec.name, nil).
+		with(nl.IPSET_ATTR_TYPENAME, append([]byte(spec.typename), 0)).
+		with(nl.IPSET_ATTR_REVISION, []byte{spec.revision()}).
+		with(nl.IPSET_ATTR_FAMILY, []byte{spec.family.af()}).
+		with(nl.IPSET_ATTR_DATA|unix.NLA_F_NESTED, spec.data())
+	if err := s.execute(nl.IPSET_CMD_CREATE, unix.NLM_F_ACK|unix.NLM_F_CREATE|unix.NLM_F_EXCL, attrs, nil); err != nil {
 		return fmt.Errorf("create ipset %s (%s): %w", spec.name, spec.typename, explainSet(err))
 	}
 	return nil
 }
+
+// revision is the first one of the type with what the set needs (the tables of
+// features in net/netfilter/ipset/ip_set_hash_net.c and ip_set_hash_ipportip.c).
+func (spec *setSpec) revision() byte {
+	switch {
+	case spec.typename == addrType:
+		return addrRevision
+	case spec.counters:
+		return 2
+	}
+	return 1
+}
+
+func (spec *setSpec) data() attributes {
+	data := attributes{}.with(nl.IPSET_ATTR_MAXELEM|unix.NLA_F_NET_BYTEORDER, be32(spec.maxElem))
+	if spec.timeout != 0 {
+		data = data.with(nl.IPSET_ATTR_TIMEOUT|unix.NLA_F_NET_BYTEORDER, be32(uint32(spec.timeout/time.Second)))
+	}
+	if spec.counters {
+		data = data.with(nl.IPSET_ATTR_CADT_FLAGS|unix.NLA_F_NET_BYTEORDER, be32(nl.IPSET_FLAG_WITH_COUNTERS))
+	}
+	if spec.hashSize != 0 {
+		data = data.with(nl.IPSET_ATTR_HASHSIZE|unix.NLA_F_NET_BYTEORDER, be32(spec.hashSize))
+	}
+	return data
+}
+
+// keysPerBucket is for how many entries a bucket of a set of keys is made. A set does
+// not grow when packets add to it, only when programs do, and its buckets take 12
+// entries at most (AHASH_MAX_SIZE and the tests for -EAGAIN in
+// net/netfilter/ipset/ip_set_hash_gen.h): with the default size it would be full
+// at 12,288.
+const keysPerBucket = 4
 
 // ensure makes a set or adopts one that has the type and family.
 func (s *sets) ensure(spec setSpec) error {
@@ -107,7 +134,7 @@ func (s *sets) renew(spec setSpec) error {
 
 func (spec *setSpec) describes(have *setHeader) bool {
 	return have.typename == spec.typename && have.family == spec.family.af() &&
-		have.maxElem == spec.maxElem && have.timeout == (spec.timeout != 0) && have.counters == spec.counters
+		have.maxElem == spec.maxElem && have.hashSize >= spec.hashSize && have.timeout == (spec.timeout != 0) && have.counters == spec.counters
 }
 
 // empty flushes a set and makes sure that it is empty then.

@@ -2,6 +2,7 @@ package hook
 
 import (
 	"fmt"
+	"math/bits"
 	"net/netip"
 	"time"
 
@@ -275,5 +276,11 @@ func (s *stack) denySpec(side side) setSpec {
 // keySpec describes a set for verdicts. Its own timeout does not matter: the
 // rules give one with each entry.
 func (s *stack) keySpec(name string, counters bool) setSpec {
-	return setSpec{name: name, typename: keyType, family: s.family, timeout: time.Second, counters: counters, maxElem: s.maxElem}
+	return setSpec{
+		name: name, typename: keyType, family: s.family, timeout: time.Second, counters: counters,
+		maxElem: s.maxElem, hashSize: buckets(s.maxElem),
+	}
 }
+
+// buckets is the size of a set of keys that takes so many: a power of two.
+func buckets(keys uint32) uint32 { return 1 << bits.Len32(max(keys/keysPerBucket, 64)-1) }

@@ -56,8 +56,13 @@ type playedRules struct {
 	fail         error
 }
 
-func (*playedRules) Install(hook.Policed) error     { return nil }
-func (*playedRules) Remove() error                  { return nil }
+func (*playedRules) Install(hook.Policed) error { return nil }
+func (*playedRules) Remove() error              { return nil }
+func (*playedRules) Adopted() bool              { return false }
+func (*playedRules) Hurry()                     {}
+func (*playedRules) Review(hook.Scope, func(*hook.Flow) hook.Fate) (hook.Reviewed, error) {
+	return hook.Reviewed{}, nil
+}
 func (*playedRules) Epoch() uint32                  { return 7 }
 func (*playedRules) Generations() map[string]uint32 { return map[string]uint32{"IPv4": 3, "IPv6": 4} }
 func (r *playedRules) Counters() (hook.Counters, error) {
