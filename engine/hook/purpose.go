@@ -39,7 +39,7 @@ const commentPrefix = "netverdict:"
 // Purposes lists all of them, in that order.
 var Purposes = []Purpose{
 	PurposeJump, PurposeVerdict, PurposeEstablished, PurposeDeniedReply, PurposeReply, PurposeNode, PurposeNeighbour,
-	PurposeFreed, PurposeNotPoliced, PurposeInvalid, PurposeICMPError, PurposeDenySet, PurposeAllowSet, PurposeQueue,
+	PurposeFreed, PurposeNotPoliced, PurposeInvalid, PurposeICMPError, PurposeDenySet, PurposeAllowSet, PurposeFlood, PurposeQueue,
 	PurposeAllowKeep, PurposeAllowed, PurposeDenyKeep, PurposeDenied, PurposeStaleDenied, PurposeStaleAllowed,
 	PurposeAllowMark, PurposeAllowClear, PurposeDenyMark, PurposeDrop,
 }
