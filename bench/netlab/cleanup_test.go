@@ -190,7 +190,8 @@ func childMain(mode string) {
 // startChild runs the program until it has said what it made.
 func startChild(t *testing.T, mode string, env ...string) (*exec.Cmd, *traces) {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), os.Args[0])
+	// nohup makes the tests ignore SIGHUP, and children inherit that.
+	cmd := exec.CommandContext(t.Context(), "env", "--default-signal=HUP", os.Args[0])
 	cmd.Env = append(os.Environ(), append(env, childEnv+"="+mode)...)
 	var stderr strings.Builder
 	cmd.Stderr = &stderr

@@ -76,8 +76,8 @@ func (q *Queue) configure(con *netlink.Conn) error {
 	if err := control(con, q.setReceiveBuffer); err != nil {
 		return fmt.Errorf("queue %d: set a receive buffer of %d bytes: %w", q.cfg.Num, q.cfg.ReceiveBuffer, err)
 	}
-	if _, err := con.Execute(configMessage(q.cfg.Num, netlink.Acknowledge, q.cfg.bindAttributes())); err != nil {
-		return bindError(q.cfg.Num, err, q.table)
+	if err := bind(con, q.cfg.Num, q.cfg.bindAttributes(), q.table); err != nil {
+		return err
 	}
 	sent, err := con.Send(configMessage(q.cfg.Num, 0, q.cfg.copyAttributes()))
 	if err != nil {
@@ -187,4 +187,22 @@ func mustMarshal(attrs []netlink.Attribute) []byte {
 		panic(err)
 	}
 	return b
+}
+
+// bindAttempts is how often a refusal is questioned that looks like a missing
+// capability: the kernel's answer is the same when another socket has the number,
+// which may have let go of it before we could look.
+const bindAttempts = 3
+
+// bind asks for a queue number.
+func bind(con *netlink.Conn, num uint16, attributes []byte, table *procTable) (err error) {
+	for range bindAttempts {
+		if _, err = con.Execute(configMessage(num, netlink.Acknowledge, attributes)); err == nil {
+			return nil
+		}
+		if err = bindError(num, err, table); !errors.Is(err, ErrPermission) {
+			return err
+		}
+	}
+	return err
 }

@@ -24,9 +24,8 @@ func Reserve(num uint16) (*Reservation, error) {
 	if err != nil {
 		return nil, errors.Join(socketError(num, err), table.close())
 	}
-	bind := mustMarshal([]netlink.Attribute{{Type: cfgCmd, Data: []byte{cfgCmdBind, 0, 0, 0}}})
-	if _, err := nf.Con.Execute(configMessage(num, netlink.Acknowledge, bind)); err != nil {
-		err = bindError(num, err, table)
+	command := mustMarshal([]netlink.Attribute{{Type: cfgCmd, Data: []byte{cfgCmdBind, 0, 0, 0}}})
+	if err := bind(nf.Con, num, command, table); err != nil {
 		return nil, errors.Join(err, nf.Close(), table.close())
 	}
 	return &Reservation{nf}, table.close()

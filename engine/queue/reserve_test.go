@@ -4,6 +4,8 @@ import (
 	"errors"
 	"testing"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/netverdict/netverdict/engine/queue/queuetest"
 )
 
@@ -34,4 +36,34 @@ func TestReserve(t *testing.T) {
 		}
 		return again.Release()
 	})
+}
+
+// Who asks while another lets go is told that the number is taken, never that a
+// capability is missing.
+func TestReserveRace(t *testing.T) {
+	ns := queuetest.New(t)
+	num := ReservedFor("NETVERDICT")
+	var both errgroup.Group
+	for range 2 {
+		both.Go(func() error {
+			return ns.Try(func() error {
+				for range 500 {
+					r, err := Reserve(num)
+					if errors.Is(err, ErrTaken) {
+						continue
+					}
+					if err != nil {
+						return err
+					}
+					if err := r.Release(); err != nil {
+						return err
+					}
+				}
+				return nil
+			})
+		})
+	}
+	if err := both.Wait(); err != nil {
+		t.Error(err)
+	}
 }
