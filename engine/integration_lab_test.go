@@ -73,6 +73,14 @@ func eachBackend(t *testing.T, test func(t *testing.T, n *network)) {
 	}
 }
 
+// eachBackendInTurn is eachBackend for tests that load the machine.
+func eachBackendInTurn(t *testing.T, test func(t *testing.T, n *network)) {
+	t.Helper()
+	for _, b := range []hook.Backend{hook.NFT, hook.Legacy} {
+		t.Run(b.String(), func(t *testing.T) { test(t, newNetwork(t, b)) })
+	}
+}
+
 func newNetwork(t testing.TB, b hook.Backend) *network {
 	t.Helper()
 	if os.Geteuid() != 0 {

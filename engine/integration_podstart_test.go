@@ -44,7 +44,7 @@ type newcomers struct {
 // forbids, and none is refused that it allows, although the other end is policed
 // by nobody.
 func TestPodStart(t *testing.T) {
-	eachBackend(t, func(t *testing.T, n *network) {
+	eachBackendInTurn(t, func(t *testing.T, n *network) {
 		n.serve(80, 81)
 		var forbidden atomic.Int64
 		n.countArrivals(n.server, 81, &forbidden)
@@ -134,14 +134,12 @@ func (s *newcomers) startAll(count int) []*newcomer {
 	builder.Go(func() { s.build(stop) })
 	pods := make([]*newcomer, count)
 	for i := range pods {
-		v6 := netip.MustParseAddr("fd00:1::1:0").As16()
-		v6[14], v6[15] = byte(i>>8), byte(i)
-		h, err := s.node.AddHost(fmt.Sprintf("new%d", i), netip.AddrFrom4([4]byte{10, 1, byte(1 + i>>8), byte(i)}), netip.AddrFrom16(v6))
+		h, err := s.node.AddHost(fmt.Sprintf("new%d", i), newcomerAddr(i))
 		if err != nil {
 			s.t.Fatal(err)
 		}
 		pods[i] = &newcomer{host: h}
-		talking.Go(func() { s.talk(pods[i], i%2 == 0) })
+		talking.Go(func() { s.talk(pods[i]) })
 		talking.Go(func() {
 			time.Sleep(time.Duration(i%5) * 50 * time.Millisecond)
 			s.learn(h)
@@ -153,10 +151,21 @@ func (s *newcomers) startAll(count int) []*newcomer {
 	return pods
 }
 
-// talk tries both connections at once, over one family.
-func (s *newcomers) talk(p *newcomer, v4 bool) {
+// newcomerAddr is of one family: the kernel's table of neighbours, which all
+// namespaces share, has no more than 1024 of each.
+func newcomerAddr(i int) netip.Addr {
+	if i%2 == 0 {
+		return netip.AddrFrom4([4]byte{10, 1, byte(1 + i>>8), byte(i)})
+	}
+	v6 := netip.MustParseAddr("fd00:1::1:0").As16()
+	v6[14], v6[15] = byte(i>>8), byte(i)
+	return netip.AddrFrom16(v6)
+}
+
+// talk tries both connections at once.
+func (s *newcomers) talk(p *newcomer) {
 	to := s.server.Addr6()
-	if v4 {
+	if p.host.Addrs()[0].Is4() {
 		to = s.server.Addr4()
 	}
 	var wg sync.WaitGroup
