@@ -113,16 +113,16 @@ func (w *worker) account(by *judgement, p *packet.Packet, d policy.Decision, hit
 	if w.now == 0 {
 		w.now = time.Now().UnixNano()
 	}
-	w.ring.Push(&flow.Record{
-		Time: w.now,
-		Src:  p.Src, Dst: p.Dst, SrcPort: p.SrcPort, DstPort: p.DstPort,
-		Protocol: p.Protocol, TCPFlags: p.TCPFlags, ICMPType: p.ICMPType, ICMPCode: p.ICMPCode,
-		Malformed: p.State,
-		Cached:    hit,
-		Decision:  d,
-		Names:     by.tree,
-		Revision:  by.serial,
-	})
+	r := w.ring.Reserve()
+	if r == nil {
+		return
+	}
+	r.Time = w.now
+	r.Src, r.Dst, r.SrcPort, r.DstPort = p.Src, p.Dst, p.SrcPort, p.DstPort
+	r.Protocol, r.TCPFlags, r.ICMPType, r.ICMPCode = p.Protocol, p.TCPFlags, p.ICMPType, p.ICMPCode
+	r.Malformed, r.Cached = p.State, hit
+	r.Decision, r.Names, r.Revision = d, by.tree, by.serial
+	w.ring.Publish()
 }
 
 // BatchEnd forgets the time: the next batch reads it again.

@@ -42,18 +42,34 @@ func newRing(size int, w *waker) *Ring {
 // Push offers a copy of rec and reports whether it was accepted. Only one
 // goroutine may push.
 func (r *Ring) Push(rec *Record) bool {
+	slot := r.Reserve()
+	if slot == nil {
+		return false
+	}
+	*slot = *rec
+	r.Publish()
+	return true
+}
+
+// Reserve returns the place of the next record, zero, to be filled in and then
+// published; that spares the packet path a copy. It is nil if the ring is full, and
+// that record is lost. Only the goroutine that pushes may reserve.
+func (r *Ring) Reserve() *Record {
 	head := r.head.Load()
 	if head-r.tailSeen == uint64(len(r.slots)) {
 		r.tailSeen = r.tail.Load()
 		if head-r.tailSeen == uint64(len(r.slots)) {
 			r.lost.Add(1)
-			return false
+			return nil
 		}
 	}
-	r.slots[head&r.mask] = *rec
-	r.head.Store(head + 1)
+	return &r.slots[head&r.mask]
+}
+
+// Publish hands over the record that was reserved last.
+func (r *Ring) Publish() {
+	r.head.Store(r.head.Load() + 1)
 	r.wake.notify()
-	return true
 }
 
 // Lose counts n records that the producer itself has lost.
