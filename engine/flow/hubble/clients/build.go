@@ -36,7 +36,7 @@ var (
 
 // Version is that of the programs, "v1.19.0".
 func Version() string {
-	return string(regexp.MustCompile(`(?m)^\s*` + module + ` (v\S+)`).FindSubmatch(programsMod)[1])
+	return string(regexp.MustCompile(`(?m)^\s*` + regexp.QuoteMeta(module) + ` (v\S+)`).FindSubmatch(programsMod)[1])
 }
 
 // Build returns the path of a program and builds it if the user cache directory
