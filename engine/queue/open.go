@@ -192,7 +192,7 @@ func mustMarshal(attrs []netlink.Attribute) []byte {
 // bindAttempts is how often a refusal is questioned that looks like a missing
 // capability: the kernel's answer is the same when another socket has the number,
 // which may have let go of it before we could look.
-const bindAttempts = 3
+const bindAttempts = 50
 
 // bind asks for a queue number.
 func bind(con *netlink.Conn, num uint16, attributes []byte, table *procTable) (err error) {
