@@ -100,12 +100,12 @@ func testTaken(s *scene) {
 	}
 }
 
-// TestSecondAgent: a second agent beside the first has endpoints of its own. What
-// keeps it from enforcing, if anything, is not the ports.
+// TestSecondAgent: a second agent has endpoints of its own and takes over from the
+// first, which waits meanwhile.
 func TestSecondAgent(t *testing.T) {
 	t.Parallel()
-	s := newScene(t, cluster.New(t, cluster.Options{Nodes: 1}))
-	second, err := s.c.Node("node-1").StartAgent("--queue-num=9000")
+	s := newScene(t, cluster.New(t, cluster.Options{Nodes: 1, AgentArgs: []string{"--on-replaced=standby"}}))
+	second, err := s.c.Node("node-1").StartAgent("--replace")
 	s.ok(err)
 	for _, arg := range second.Args {
 		if strings.Contains(arg, ":805") {
