@@ -78,7 +78,7 @@ demo: deps build ## See it work: namespaces as pods, real policies, real request
 build: ## Build bin/netverdict
 	go build -trimpath -o bin/netverdict ./cmd/netverdict
 
-test: deps-test check vet lint bench-once fuzz unit race integration control-plane total ## Everything that CI runs (root)
+test: deps-test check vet lint bench-once fuzz unit race integration total ## Everything that CI runs (root); control-plane has the rest
 
 deps: ## Install the Debian packages that are missing (root, only if any is)
 	@.ci/deps $(DEPS)
