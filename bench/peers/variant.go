@@ -45,12 +45,12 @@ func (s *suite) all() []variant {
 		{name: "c-accept-all", what: "new connections through the queue; a C program accepts all", start: cAcceptAll},
 		{name: "go-nfqueue-accept-all", what: "the same with go-nfqueue as its examples use it", start: goAcceptAll},
 		{name: "netverdict", what: "as installed; 1,000 policies, 10,000 pods", start: s.agent(cluster{10_000, 1_000, 100}), denies: true},
-		{name: "netverdict-no-sets", what: "the same, every connection decided in user space", start: s.agent(cluster{10_000, 1_000, 100}, "--allow-timeout=0", "--deny-timeout=0"), denies: true},
+		{name: "netverdict-no-sets", what: "the same, every connection decided in user space, without a bound for one source", start: s.agent(cluster{10_000, 1_000, 100}, "--allow-timeout=0", "--deny-timeout=0", "--ask-limit=0"), denies: true},
 	}
 	for _, n := range []int{10, 100, 1_000, 10_000} {
 		all = append(all,
 			variant{name: "netverdict-no-sets-" + itoa(n), what: itoa(n) + " policies select the server; every connection decided in user space",
-				start: s.agent(cluster{1_000, 0, n}, "--allow-timeout=0", "--deny-timeout=0"), only: rates, denies: true},
+				start: s.agent(cluster{1_000, 0, n}, "--allow-timeout=0", "--deny-timeout=0", "--ask-limit=0"), only: rates, denies: true},
 			variant{name: "iptables-" + itoa(n), what: itoa(n) + " iptables rules, one per allowed peer", start: iptablesRules(n), only: rates},
 			variant{name: "nft-map-" + itoa(n), what: "one nft verdict map with " + itoa(n) + " allowed peers", start: nftMap(n), only: rates})
 		if n <= 1_000 {

@@ -56,20 +56,54 @@ func (c *chain) jump() rule {
 // rules lists the rules of all chains in order. The package comment explains
 // each one's place.
 func (c *chain) rules() []rule {
-	return slices.Concat(c.passRules(), c.unpolicedRules(), c.askRules(),
-		c.verdictRules(), c.allowRules(), c.denyRules())
+	return slices.Concat(c.passRules(), c.knownRules(), c.unpolicedRules(), c.nodeRules(), c.askRules(),
+		c.replyRules(), c.verdictRules(), c.allowRules(), c.denyRules())
 }
 
-// passRules let through what never needs to be asked about.
+// passRules deal with what the kernel knows about.
 func (c *chain) passRules() []rule {
 	in := c.names.base()
-	rules := []rule{
+	return []rule{
+		{in, "-m connmark --mark " + c.conn.exactly(policy.Allow, c.generation) + " -m mark ! --mark " + c.packet.decided(), PurposeEstablished, "-j RETURN"},
 		{in, "-m mark --mark " + c.packet.decided(), PurposeVerdict, "-g " + c.names.verdict()},
-		{in, "-m connmark --mark " + c.conn.exactly(policy.Allow, c.generation), PurposeEstablished, "-j RETURN"},
-		{in, "-m conntrack --ctdir REPLY -m connmark --mark " + c.conn.anyNumber(policy.Deny), PurposeDeniedReply, "-j DROP"},
-		{in, "-m conntrack --ctdir REPLY", PurposeReply, "-j RETURN"},
-		{in, "-m addrtype --src-type LOCAL", PurposeNode, "-j RETURN"},
+		{in, "-m conntrack --ctdir REPLY", PurposeReplies, "-g " + c.names.reply()},
 	}
+}
+
+// knownRules know what becomes of a new connection that is like one before. What
+// they allow has no mark of ours that would have to be hidden, and is no ICMP error.
+func (c *chain) knownRules() (rules []rule) {
+	in := c.names.base()
+	const first = "-m conntrack --ctstate NEW "
+	if c.denyTimeout != 0 {
+		rules = append(rules, rule{in, first + matching(c.denySet()), PurposeDenySet, "-g " + c.names.deny()})
+	}
+	if c.allowTimeout != 0 {
+		rules = append(rules, rule{in, first + matching(c.allowSet()), PurposeAllowSet, "-g " + c.names.known()},
+			rule{c.names.known(), "", PurposeAllowMark, c.markAllowed()})
+	}
+	return rules
+}
+
+func matching(set string) string { return fmt.Sprintf("-m set --match-set %s %s", set, key) }
+
+// unpolicedRules let through what no policy is about. A flow that was cut while
+// one was must first be forgotten: its replies are dropped before they get here.
+func (c *chain) unpolicedRules() []rule {
+	in := c.names.base()
+	neither := fmt.Sprintf("-m set ! --match-set %s src -m set ! --match-set %s dst",
+		c.names.egress(c.family), c.names.ingress(c.family))
+	return []rule{
+		{in, c.icmpError() + " " + neither, PurposeICMPError, "-j RETURN"},
+		{in, "-m connmark --mark " + c.conn.anyNumber(policy.Deny) + " " + neither, PurposeFreed, "-j CONNMARK --set-xmark " + c.conn.cleared()},
+		{in, neither, PurposeNotPoliced, "-j RETURN"},
+	}
+}
+
+// nodeRules let through what is no pod's traffic.
+func (c *chain) nodeRules() []rule {
+	in := c.names.base()
+	rules := []rule{{in, "-m addrtype --src-type LOCAL", PurposeNode, "-j RETURN"}}
 	if c.family == ipv6 {
 		// RFC 4861 sections 4 and 6.1 to 8.1: router solicitation to redirect, with
 		// a hop limit that shows that no router has passed them on.
@@ -80,36 +114,33 @@ func (c *chain) passRules() []rule {
 	return rules
 }
 
-// unpolicedRules let through what no policy is about. A flow that was cut while
-// one was must first be forgotten: its replies are dropped before they get here.
-func (c *chain) unpolicedRules() []rule {
-	in := c.names.base()
-	neither := fmt.Sprintf("-m set ! --match-set %s src -m set ! --match-set %s dst",
-		c.names.egress(c.family), c.names.ingress(c.family))
-	return []rule{
-		{in, c.icmpError() + " " + neither, PurposeNotPoliced, "-j RETURN"},
-		{in, "-m connmark --mark " + c.conn.anyNumber(policy.Deny) + " " + neither, PurposeFreed, "-j CONNMARK --set-xmark " + c.conn.cleared()},
-		{in, neither, PurposeNotPoliced, "-j RETURN"},
-	}
-}
-
-// askRules end in the queue.
+// askRules end in the queue. The sets have been asked about what is NEW.
 func (c *chain) askRules() []rule {
 	in := c.names.base()
+	const live = "-m conntrack ! --ctstate NEW "
 	rules := []rule{
 		{in, "-m conntrack --ctstate INVALID", PurposeInvalid, "-j DROP"},
 		{in, c.icmpError() + " -m connmark --mark " + c.conn.anyNumber(policy.Allow), PurposeICMPError, "-j RETURN"},
 	}
 	if c.denyTimeout != 0 {
-		rules = append(rules, rule{in, fmt.Sprintf("-m set --match-set %s %s", c.denySet(), key), PurposeDenySet, "-g " + c.names.deny()})
+		rules = append(rules, rule{in, live + matching(c.denySet()), PurposeDenySet, "-g " + c.names.deny()})
 	}
 	if c.allowTimeout != 0 {
-		rules = append(rules, rule{in, fmt.Sprintf("-m set --match-set %s %s", c.allowSet(), key), PurposeAllowSet, "-g " + c.names.allow()})
+		rules = append(rules, rule{in, live + matching(c.allowSet()), PurposeAllowSet, "-g " + c.names.allow()})
 	}
 	if c.askLimit != 0 {
 		rules = append(rules, rule{in, c.flooding(), PurposeFlood, "-j DROP"})
 	}
 	return append(rules, rule{in, "", PurposeQueue, c.queueTarget()})
+}
+
+// replyRules end the way of a packet in the reply direction.
+func (c *chain) replyRules() []rule {
+	in := c.names.reply()
+	return []rule{
+		{in, "-m connmark --mark " + c.conn.anyNumber(policy.Deny), PurposeDeniedReply, "-j DROP"},
+		{in, "", PurposeReply, "-j RETURN"},
+	}
 }
 
 // flooding matches new connections of a source beyond its share. A live flow that is
@@ -183,13 +214,20 @@ func (c *chain) allowRules() []rule {
 	return []rule{
 		{in, "", PurposeAllowClear, "-j MARK --set-xmark " + c.packet.cleared()},
 		{in, c.icmpError(), PurposeICMPError, "-j RETURN"},
-		{in, "", PurposeAllowMark, "-j CONNMARK --set-xmark " + c.conn.exactly(policy.Allow, c.generation)},
+		{in, "", PurposeAllowMark, c.markAllowed()},
 	}
 }
 
+func (c *chain) markAllowed() string {
+	return "-j CONNMARK --set-xmark " + c.conn.exactly(policy.Allow, c.generation)
+}
+
+// denyRules drop. The first packet of a connection takes its entry along: nothing
+// of it stays that could be marked.
 func (c *chain) denyRules() []rule {
 	in := c.names.deny()
 	return []rule{
+		{in, "-m conntrack ! --ctstatus CONFIRMED", PurposeDrop, "-j DROP"},
 		{in, c.icmpError(), PurposeDrop, "-j DROP"},
 		{in, "", PurposeDenyMark, "-j CONNMARK --set-xmark " + c.conn.exactly(policy.Deny, c.generation)},
 		{in, "", PurposeDrop, "-j DROP"},

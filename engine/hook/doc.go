@@ -4,29 +4,32 @@
 //
 //	mangle POSTROUTING ──▶ NETVERDICT                                  (first rule)
 //
-//	 1  packet mark has a verdict ───────────────────────▶ NETVERDICT-VERDICT
-//	 2  connmark = allow, current generation ────────────▶ pass           established
-//	 3  reply direction, connmark = deny ────────────────▶ drop           denied-reply
-//	 4  reply direction ─────────────────────────────────▶ pass           reply
-//	 5  source address is the node's ────────────────────▶ pass           node
-//	 6  IPv6 neighbour discovery, hop limit 255 ─────────▶ pass           neighbour
-//	 7  neither end is asked about: forget a connmark ───▶ pass           freed, not-policed
+//	 1  connmark = allow, current generation ────────────▶ pass           established
+//	 2  packet mark has a verdict ───────────────────────▶ NETVERDICT-VERDICT
+//	 3  reply direction ─────────────────────────────────▶ NETVERDICT-REPLY
+//	 4  NEW and in the deny set ─────────────────────────▶ NETVERDICT-DENY
+//	 5  NEW and in the allow set ────────────────────────▶ NETVERDICT-KNOWN
+//	 6  neither end is asked about: forget a connmark ───▶ pass           freed, not-policed
 //	    deny, but not for an ICMP error
-//	 8  belongs to no connection (INVALID) ──────────────▶ drop           invalid
-//	 9  ICMP error of a flow with connmark allow ────────▶ pass           icmp-error
-//	10  in the deny set ─────────────────────────────────▶ NETVERDICT-DENY
-//	11  in the allow set ────────────────────────────────▶ NETVERDICT-ALLOW
-//	12  new, and more of its source than its share ─────▶ drop           flood
-//	13  NFQUEUE ─▶ user space ─▶ NF_REPEAT with a verdict in the packet mark ─▶ 1
+//	 7  source address is the node's ────────────────────▶ pass           node
+//	 8  IPv6 neighbour discovery, hop limit 255 ─────────▶ pass           neighbour
+//	 9  belongs to no connection (INVALID) ──────────────▶ drop           invalid
+//	10  ICMP error of a flow with connmark allow ────────▶ pass           icmp-error
+//	11  not NEW, in the deny set ────────────────────────▶ NETVERDICT-DENY
+//	12  not NEW, in the allow set ───────────────────────▶ NETVERDICT-ALLOW
+//	13  new, and more of its source than its share ──────▶ drop           flood
+//	14  NFQUEUE ─▶ user space ─▶ NF_REPEAT with a verdict in the packet mark ─▶ 2
 //
 //	NETVERDICT-VERDICT                              NETVERDICT-ALLOW
 //	  allow, current epoch: add to allow set          clear our packet mark
 //	                        ─▶ NETVERDICT-ALLOW       ICMP error: ─▶ pass
-//	  deny, current epoch:  add to deny set           connmark := allow, generation ─▶ pass
-//	                        ─▶ NETVERDICT-DENY      NETVERDICT-DENY
-//	  not allow: drop                                 ICMP error: drop
-//	  clear our packet mark ─▶ pass                   connmark := deny, generation
-//	                                                  drop
+//	  deny, current epoch:  add to deny set         NETVERDICT-KNOWN
+//	                        ─▶ NETVERDICT-DENY        connmark := allow, generation ─▶ pass
+//	  not allow: drop                               NETVERDICT-DENY
+//	  clear our packet mark ─▶ pass                   first packet or ICMP error: drop
+//	NETVERDICT-REPLY                                  connmark := deny, generation
+//	  connmark = deny: drop                           drop
+//	  pass
 //
 // "Pass" goes back to POSTROUTING behind the jump, so that rules of others still
 // apply. Last on each line is the purpose under which Counters counts it.
@@ -37,29 +40,30 @@
 //
 // # Why in this order
 //
-// 1 is first because of two packets of one flow that wait in the queue together.
-// The first verdict marks the connection; if rule 2 let the second packet pass
-// it would leave with our mark on it, for a tunnel device or somebody else's
-// rules to see. It costs established packets one comparison of a word.
-//
-// 2 keeps flows in the kernel in both directions, with one look at the
+// 1 keeps flows in the kernel in both directions, with one look at the
 // connection. It is not ESTABLISHED that counts: one-way UDP never is, and an
-// established flow may have to be judged again.
+// established flow may have to be judged again. A packet with a verdict is not for
+// this rule: of two packets of one flow that wait in the queue together the first
+// one's verdict marks the connection, and the second would leave with our mark on
+// it, for a tunnel device or somebody else's rules to see.
 //
-// 3 and 4 come before anything that may queue, as only the original direction is
+// 3 comes before anything that may queue, as only the original direction is
 // ever judged: a reply judged as a flow of its own is the classic bug of this
 // design. A flow that was cut by a change of policy is cut in both directions,
-// whichever generation did it; therefore 3 comes before 4.
+// whichever generation did it.
 //
-// 5: a node reaches its own pods, always (kubelet probes). A pod cannot claim
-// the node's IPv4 address, the kernel drops that as martian. IPv6 has no such
-// check: there the CNI plugin must keep pods from sending with foreign sources.
+// 4 and 5 are as early as they can be: connections of a kind that was decided are
+// most of what comes here, and floods. A key is in a set because somebody asked, so
+// it was policed, and the changes after which it is not come with fresh sets, or
+// remove it. Only NEW packets look there: those of a live flow that nobody polices
+// need not. Deny comes first, though no key is in both unless a verdict was given
+// twice within an epoch. NETVERDICT-KNOWN is ALLOW without what only a packet that
+// was asked about needs. DENY marks a live flow that it drops a packet of, so that
+// it is cut in both directions; with the first packet of a connection the kernel
+// drops the connection too. Neither renews the timeout of the entry: after at most
+// that time the policy is asked again.
 //
-// 6: without neighbour discovery (ICMPv6 133 to 137) there is no IPv6. On bridges
-// that pass packets to ip6tables it comes by here. What a router has passed on has
-// lost the hop limit 255 and is no neighbour's (RFC 4861): it could carry data.
-//
-// 7 lets most packets of most nodes go, after one look into a set for each end.
+// 6 lets most packets of most nodes go, after one look into a set for each end.
 // Each of the two sets (hash:net) has the addresses that policies isolate in its
 // direction. Besides, both have the ranges that the node's pods get their
 // addresses from, with an exception (nomatch) for each address whose pod is known
@@ -75,30 +79,35 @@
 // address changes between match and nomatch is one store.
 //
 // A connection that was cut while a policy
-// was about it loses its deny mark first: rule 3 would go on dropping its
-// replies. It comes after 4 because replies have source and destination swapped.
+// was about it loses its deny mark first: 3 would go on dropping its
+// replies. It comes after 3 because replies have source and destination swapped.
 //
-// 8: conntrack calls a packet INVALID that fits no connection, such as a late
+// 7: a node reaches its own pods, always (kubelet probes). A pod cannot claim
+// the node's IPv4 address, the kernel drops that as martian. IPv6 has no such
+// check: there the CNI plugin must keep pods from sending with foreign sources.
+//
+// 8: without neighbour discovery (ICMPv6 133 to 137) there is no IPv6. On bridges
+// that pass packets to ip6tables it comes by here. What a router has passed on has
+// lost the hop limit 255 and is no neighbour's (RFC 4861): it could carry data.
+//
+// 9: conntrack calls a packet INVALID that fits no connection, such as a late
 // segment of one that has ended. Judged by its addresses it might be taken for
 // the beginning of a flow in the wrong direction. kube-proxy and Calico drop
 // these too; here only those of policed pods are.
 //
-// 9: an ICMP error in the original direction, about a reply, is part of its flow,
+// 10: an ICMP error in the original direction, about a reply, is part of its flow,
 // even while that flow waits to be judged again. Errors in the reply direction
-// have passed at 4. Errors about other flows are judged by their own addresses.
+// have passed at 3. Errors about other flows are judged by their own addresses.
 // Conntrack gives any error the connection that it quotes, and anybody can send
-// one; so whichever way an error goes, at 7, in ALLOW or in DENY, it never writes
+// one; so whichever way an error goes, at 6, in ALLOW or in DENY, it never writes
 // the connection mark: it would free or cut a flow that it only talks about.
 // Connections that a conntrack helper expects (FTP data) need
 // no rule: the kernel gives them the mark of their parent.
 //
-// 10 before 11, though no key is in both unless a verdict was given twice within
-// an epoch: if so, deny wins. 10 leads to NETVERDICT-DENY and not straight to a
-// drop, so that a live flow of a kind already denied is cut in both directions.
-// Neither renews the timeout of the entry: after at most that time the policy is
-// asked again.
+// 11 and 12 are for live flows that are asked about again, and for what conntrack
+// does not track. UDP that nobody has answered is NEW for as long as it lives.
 //
-// 12 keeps one pod that tries a lot of different things, such as a port scan, from
+// 13 keeps one pod that tries a lot of different things, such as a port scan, from
 // filling the queue and the time of user space, which all pods share. It comes last,
 // for what the sets know costs nobody anything, and does not count.
 //
@@ -112,7 +121,7 @@
 //
 // Connection marks and packet marks differ in one bit (see Marks). Others copy the
 // connection mark into the packet mark (CONNMARK --restore-mark), ours included:
-// without that bit it would be taken for a verdict at 1, and a flow that was
+// without that bit it would be taken for a verdict at 2, and a flow that was
 // revoked would go on.
 //
 // Numbers keep what was decided under one policy from being believed under the

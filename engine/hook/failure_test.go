@@ -55,7 +55,7 @@ func TestSwitchFailsForSecondFamily(t *testing.T) {
 
 	fault("refuse", "refuse", "refuse")
 	err := h.Switch(true, false)
-	if err == nil || !strings.Contains(err.Error(), `line 3, ":NETVERDICT-VERDICT - [0:0]"`) {
+	if err == nil || !strings.Contains(err.Error(), `line 3, ":NETVERDICT-REPLY - [0:0]"`) {
 		t.Errorf("Switch: %v: want the line that failed", err)
 	}
 	if h.Epoch() != epoch {

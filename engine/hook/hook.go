@@ -82,14 +82,23 @@ func (h *Hook) open() error {
 	}
 	var missing []error
 	for _, t := range all {
-		s := h.newStack(t, conn)
+		s, err := h.newStack(t, conn)
+		if err != nil {
+			return err
+		}
 		h.stacks = append(h.stacks, s)
 		missing = append(missing, s.probe())
 	}
 	return errors.Join(missing...)
 }
 
-func (h *Hook) newStack(t *tables, conn Marks) *stack {
+// newStack returns a stack with netlink sockets of its own: it may work while the
+// one of the other family does.
+func (h *Hook) newStack(t *tables, conn Marks) (*stack, error) {
+	sets, err := openSets()
+	if err != nil {
+		return nil, err
+	}
 	return &stack{
 		chain: chain{
 			family: t.family, names: h.names, packet: h.packet, conn: conn,
@@ -97,12 +106,15 @@ func (h *Hook) newStack(t *tables, conn Marks) *stack {
 			queueNum: h.cfg.QueueNum, queueCount: h.cfg.QueueCount, failOpen: h.cfg.FailOpen, askLimit: h.cfg.AskLimit,
 			allowTimeout: h.cfg.AllowTimeout, denyTimeout: h.cfg.DenyTimeout,
 		},
-		tables: t, sets: h.sets, maxElem: h.cfg.MaxElem, counted: Counters{},
-	}
+		tables: t, sets: sets, maxElem: h.cfg.MaxElem, counted: Counters{},
+	}, nil
 }
 
 // close frees what Open opened; rules and sets stay.
 func (h *Hook) close() {
+	for _, s := range h.stacks {
+		s.sets.close()
+	}
 	if h.sets != nil {
 		h.sets.close()
 	}
@@ -200,13 +212,23 @@ func (h *Hook) Switch(revokes, adds bool) error {
 
 func (h *Hook) switchAll(ch change) error {
 	epoch := h.nextEpoch()
-	for _, s := range h.stacks {
-		if err := s.switchTo(epoch, ch); err != nil {
-			return err
-		}
+	if err := h.both(func(s *stack) error { return s.switchTo(epoch, ch) }); err != nil {
+		return err
 	}
 	h.epoch = epoch
 	return nil
+}
+
+// both runs f for both families at once: nearly all of the time of a change goes
+// into waiting for commands, and a policy is in force only when both have it.
+func (h *Hook) both(f func(*stack) error) error {
+	errs := make([]error, len(h.stacks))
+	var all sync.WaitGroup
+	for i, s := range h.stacks {
+		all.Go(func() { errs[i] = h.ns.do(func() error { return f(s) }) })
+	}
+	all.Wait()
+	return errors.Join(errs...)
 }
 
 // nextEpoch returns an epoch that no rule has yet. That epochs come round again

@@ -30,7 +30,7 @@ func TestICMPErrorLeavesQuotedFlowAlone(t *testing.T) {
 		l.expect("reply of that flow", l.arrives(srv, cut, netip.AddrPortFrom(pod4, port(cut))), false)
 
 		l.quote(other, cut)
-		l.awaitCount(PurposeNotPoliced, 2) // the first is that of the free flow
+		l.awaitCount(PurposeICMPError, 2)
 		l.expect("reply of a flow that an unpoliced host complained about", l.arrives(srv, cut, netip.AddrPortFrom(pod4, port(cut))), false)
 
 		l.switchTo(true, true)

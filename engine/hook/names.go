@@ -89,6 +89,8 @@ func newNames(prefix string) (names, error) {
 }
 
 func (n names) base() string    { return n.prefix }
+func (n names) reply() string   { return n.prefix + "-REPLY" }
+func (n names) known() string   { return n.prefix + "-KNOWN" }
 func (n names) verdict() string { return n.prefix + "-VERDICT" }
 func (n names) allow() string   { return n.prefix + "-ALLOW" }
 func (n names) deny() string    { return n.prefix + "-DENY" }
@@ -96,7 +98,7 @@ func (n names) probe() string   { return n.prefix + "-PROBE" }
 
 // chains lists the chains that the rules consist of.
 func (n names) chains() []string {
-	return []string{n.base(), n.verdict(), n.allow(), n.deny()}
+	return []string{n.base(), n.reply(), n.known(), n.verdict(), n.allow(), n.deny()}
 }
 
 func (n names) set(f family, kind string) string {
