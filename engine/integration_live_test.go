@@ -311,9 +311,12 @@ func (n *network) generation() string {
 	n.t.Helper()
 	var rule string
 	for line := range strings.Lines(n.command("iptables-"+n.backend.String()+"-save", "-t", "mangle")) {
-		if strings.Contains(line, "netverdict:"+string(hook.PurposeEstablished)) {
+		if strings.Contains(line, " NETVERDICT -m connmark --mark ") && strings.HasSuffix(line, "-j RETURN\n") {
 			rule = line
 		}
+	}
+	if rule == "" {
+		n.t.Fatal("no rule of the chain NETVERDICT believes connection marks")
 	}
 	return rule
 }

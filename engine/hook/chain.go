@@ -41,11 +41,11 @@ type rule struct {
 
 // spec is the rule as -A, -D and -I want it after the name of the chain.
 func (r rule) spec() string {
-	spec := fmt.Sprintf("-m comment --comment %s%s %s", commentPrefix, r.purpose, r.target)
-	if r.match != "" {
-		spec = r.match + " " + spec
+	bare := strings.TrimSpace(r.match + " " + r.target)
+	if evident(r.chain, splitArgs(bare)) == r.purpose {
+		return bare
 	}
-	return spec
+	return strings.TrimSpace(fmt.Sprintf("%s -m comment --comment %s%s %s", r.match, commentPrefix, r.purpose, r.target))
 }
 
 // jump is the rule in POSTROUTING.
@@ -71,15 +71,15 @@ func (c *chain) passRules() []rule {
 }
 
 // knownRules know what becomes of a new connection that is like one before. What
-// they allow has no mark of ours that would have to be hidden, and is no ICMP error.
+// they drop is its first packet, and takes it along. What they allow has no mark of
+// ours that would have to be hidden, and is no ICMP error.
 func (c *chain) knownRules() (rules []rule) {
 	in := c.names.base()
-	const first = "-m conntrack --ctstate NEW "
 	if c.denyTimeout != 0 {
-		rules = append(rules, rule{in, first + matching(c.denySet()), PurposeDenySet, "-g " + c.names.deny()})
+		rules = append(rules, rule{in, "-m conntrack --ctstate NEW ! --ctstatus CONFIRMED " + matching(c.denySet()), PurposeDenySet, "-j DROP"})
 	}
 	if c.allowTimeout != 0 {
-		rules = append(rules, rule{in, first + matching(c.allowSet()), PurposeAllowSet, "-g " + c.names.known()},
+		rules = append(rules, rule{in, "-m conntrack --ctstate NEW " + matching(c.allowSet()), PurposeAllowSet, "-g " + c.names.known()},
 			rule{c.names.known(), "", PurposeAllowMark, c.markAllowed()})
 	}
 	return rules
@@ -114,19 +114,18 @@ func (c *chain) nodeRules() []rule {
 	return rules
 }
 
-// askRules end in the queue. The sets have been asked about what is NEW.
+// askRules end in the queue. Of what is NEW, the allow set has been asked.
 func (c *chain) askRules() []rule {
 	in := c.names.base()
-	const live = "-m conntrack ! --ctstate NEW "
 	rules := []rule{
 		{in, "-m conntrack --ctstate INVALID", PurposeInvalid, "-j DROP"},
 		{in, c.icmpError() + " -m connmark --mark " + c.conn.anyNumber(policy.Allow), PurposeICMPError, "-j RETURN"},
 	}
 	if c.denyTimeout != 0 {
-		rules = append(rules, rule{in, live + matching(c.denySet()), PurposeDenySet, "-g " + c.names.deny()})
+		rules = append(rules, rule{in, matching(c.denySet()), PurposeDenySet, "-g " + c.names.deny()})
 	}
 	if c.allowTimeout != 0 {
-		rules = append(rules, rule{in, live + matching(c.allowSet()), PurposeAllowSet, "-g " + c.names.allow()})
+		rules = append(rules, rule{in, "-m conntrack ! --ctstate NEW " + matching(c.allowSet()), PurposeAllowSet, "-g " + c.names.allow()})
 	}
 	if c.askLimit != 0 {
 		rules = append(rules, rule{in, c.flooding(), PurposeFlood, "-j DROP"})
@@ -183,14 +182,16 @@ func (c *chain) verdictRules() (rules []rule) {
 	in := c.names.verdict()
 	allowed := "-m mark --mark " + c.packet.exactly(policy.Allow, c.epoch)
 	denied := "-m mark --mark " + c.packet.exactly(policy.Deny, c.epoch)
-	// The node's own packets are never asked about, so a mark of theirs is no
-	// verdict. Some carry an accidental one: in struct sk_buff the mark shares its
-	// place with reserved_tailroom, which the kernel uses to build MLD reports.
-	rules = append(rules, rule{in, "-m addrtype --src-type LOCAL", PurposeNode, "-j RETURN"})
 	if c.allowTimeout != 0 {
 		rules = append(rules, rule{in, allowed, PurposeAllowKeep, keep(c.allowSet(), c.allowTimeout)})
 	}
-	rules = append(rules, rule{in, allowed, PurposeAllowed, "-g " + c.names.allow()})
+	// The node's own packets are never asked about, so a mark of theirs is no
+	// verdict. Some carry an accidental one: in struct sk_buff the mark shares its
+	// place with reserved_tailroom, which the kernel uses to build MLD reports. They
+	// pass in any case: an accidental allow need not be told from a real one.
+	rules = append(rules,
+		rule{in, allowed, PurposeAllowed, "-g " + c.names.allow()},
+		rule{in, "-m addrtype --src-type LOCAL", PurposeNode, "-j RETURN"})
 	if c.denyTimeout != 0 {
 		rules = append(rules, rule{in, denied, PurposeDenyKeep, keep(c.denySet(), c.denyTimeout)})
 	}
@@ -222,12 +223,9 @@ func (c *chain) markAllowed() string {
 	return "-j CONNMARK --set-xmark " + c.conn.exactly(policy.Allow, c.generation)
 }
 
-// denyRules drop. The first packet of a connection takes its entry along: nothing
-// of it stays that could be marked.
 func (c *chain) denyRules() []rule {
 	in := c.names.deny()
 	return []rule{
-		{in, "-m conntrack ! --ctstatus CONFIRMED", PurposeDrop, "-j DROP"},
 		{in, c.icmpError(), PurposeDrop, "-j DROP"},
 		{in, "", PurposeDenyMark, "-j CONNMARK --set-xmark " + c.conn.exactly(policy.Deny, c.generation)},
 		{in, "", PurposeDrop, "-j DROP"},

@@ -7,7 +7,7 @@
 //	 1  connmark = allow, current generation ────────────▶ pass           established
 //	 2  packet mark has a verdict ───────────────────────▶ NETVERDICT-VERDICT
 //	 3  reply direction ─────────────────────────────────▶ NETVERDICT-REPLY
-//	 4  NEW and in the deny set ─────────────────────────▶ NETVERDICT-DENY
+//	 4  first packet, in the deny set ───────────────────▶ drop           deny-set
 //	 5  NEW and in the allow set ────────────────────────▶ NETVERDICT-KNOWN
 //	 6  neither end is asked about: forget a connmark ───▶ pass           freed, not-policed
 //	    deny, but not for an ICMP error
@@ -15,7 +15,7 @@
 //	 8  IPv6 neighbour discovery, hop limit 255 ─────────▶ pass           neighbour
 //	 9  belongs to no connection (INVALID) ──────────────▶ drop           invalid
 //	10  ICMP error of a flow with connmark allow ────────▶ pass           icmp-error
-//	11  not NEW, in the deny set ────────────────────────▶ NETVERDICT-DENY
+//	11  in the deny set ─────────────────────────────────▶ NETVERDICT-DENY
 //	12  not NEW, in the allow set ───────────────────────▶ NETVERDICT-ALLOW
 //	13  new, and more of its source than its share ──────▶ drop           flood
 //	14  NFQUEUE ─▶ user space ─▶ NF_REPEAT with a verdict in the packet mark ─▶ 2
@@ -23,16 +23,19 @@
 //	NETVERDICT-VERDICT                              NETVERDICT-ALLOW
 //	  allow, current epoch: add to allow set          clear our packet mark
 //	                        ─▶ NETVERDICT-ALLOW       ICMP error: ─▶ pass
+//	  the node's: ─▶ pass
 //	  deny, current epoch:  add to deny set         NETVERDICT-KNOWN
 //	                        ─▶ NETVERDICT-DENY        connmark := allow, generation ─▶ pass
 //	  not allow: drop                               NETVERDICT-DENY
-//	  clear our packet mark ─▶ pass                   first packet or ICMP error: drop
+//	  clear our packet mark ─▶ pass                   ICMP error: drop
 //	NETVERDICT-REPLY                                  connmark := deny, generation
 //	  connmark = deny: drop                           drop
 //	  pass
 //
 // "Pass" goes back to POSTROUTING behind the jump, so that rules of others still
-// apply. Last on each line is the purpose under which Counters counts it.
+// apply. Last on each line is the purpose under which Counters counts it. Most rules
+// say it in a comment, but those that most packets meet have none: the kernel
+// evaluates comments as it does matches.
 //
 // POSTROUTING is where a packet has its final destination (after DNAT) and still
 // its own source (before SNAT), and where traffic of IPVS comes by, which avoids
@@ -58,10 +61,10 @@
 // remove it. Only NEW packets look there: those of a live flow that nobody polices
 // need not. Deny comes first, though no key is in both unless a verdict was given
 // twice within an epoch. NETVERDICT-KNOWN is ALLOW without what only a packet that
-// was asked about needs. DENY marks a live flow that it drops a packet of, so that
-// it is cut in both directions; with the first packet of a connection the kernel
-// drops the connection too. Neither renews the timeout of the entry: after at most
-// that time the policy is asked again.
+// was asked about needs. 4 is for packets whose connection nobody has confirmed: the
+// kernel drops it with them. A packet of a live flow goes to DENY, at 11, which
+// marks the connection, so that it is cut in both directions. No rule renews the
+// timeout of an entry: after at most that time the policy is asked again.
 //
 // 6 lets most packets of most nodes go, after one look into a set for each end.
 // Each of the two sets (hash:net) has the addresses that policies isolate in its
@@ -105,7 +108,7 @@
 // no rule: the kernel gives them the mark of their parent.
 //
 // 11 and 12 are for live flows that are asked about again, and for what conntrack
-// does not track. UDP that nobody has answered is NEW for as long as it lives.
+// does not track; at 12 those that are NEW have been asked about at 5. UDP that nobody has answered is NEW for as long as it lives.
 //
 // 13 keeps one pod that tries a lot of different things, such as a port scan, from
 // filling the queue and the time of user space, which all pods share. It comes last,

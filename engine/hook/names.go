@@ -108,8 +108,14 @@ func (n names) set(f family, kind string) string {
 func (n names) egress(f family) string  { return n.set(f, "egress") }
 func (n names) ingress(f family) string { return n.set(f, "ingress") }
 
-func (n names) allowSet(f family, s side) string { return n.set(f, "allow-"+string(rune(s))) }
-func (n names) denySet(f family, s side) string  { return n.set(f, "deny-"+string(rune(s))) }
+func (n names) allowSet(f family, s side) string { return n.set(f, setAllow+string(rune(s))) }
+func (n names) denySet(f family, s side) string  { return n.set(f, setDeny+string(rune(s))) }
+
+// How the names of the sets of verdicts end, before their side.
+const (
+	setAllow = "allow-"
+	setDeny  = "deny-"
+)
 
 // request is the set that asks the owner of the rules to hand them over.
 func (n names) request() string { return strings.ToLower(n.prefix) + "-handover" }

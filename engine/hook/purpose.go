@@ -1,7 +1,12 @@
 package hook
 
-// Purpose names what a rule is for. Each rule carries it in a comment, by which
-// its counters are found again.
+import (
+	"slices"
+	"strings"
+)
+
+// Purpose names what a rule is for. Most rules carry it in a comment, by which
+// their counters are found again; see evident for the others.
 type Purpose string
 
 // The purposes of rules, in the order in which a packet meets them.
@@ -36,6 +41,34 @@ const (
 
 // commentPrefix makes our comments recognizable to people.
 const commentPrefix = "netverdict:"
+
+// evident returns the purpose of a rule that carries no comment, or "". To the
+// kernel a comment is a match like any other, and costs as much: those rules do
+// without that most packets meet, and whose other words say what they are for.
+func evident(chain string, args []string) Purpose {
+	first, set := option(args, "-m"), option(args, "--match-set")
+	switch {
+	case chain == postrouting:
+		return PurposeJump
+	case strings.HasSuffix(chain, (names{}).known()):
+		return PurposeAllowMark
+	case first == "connmark" && option(args, "-j") == "RETURN":
+		return PurposeEstablished
+	case strings.Contains(set, setDeny) && option(args, "-j") == "DROP":
+		return PurposeDenySet
+	case strings.Contains(set, setAllow) && strings.HasSuffix(option(args, "-g"), (names{}).known()):
+		return PurposeAllowSet
+	}
+	return ""
+}
+
+// option returns the word after an option, or "".
+func option(args []string, name string) string {
+	if i := slices.Index(args, name); i >= 0 && i+1 < len(args) {
+		return args[i+1]
+	}
+	return ""
+}
 
 // Purposes lists all of them, in that order.
 var Purposes = []Purpose{

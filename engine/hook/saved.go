@@ -109,16 +109,16 @@ func splitArgs(spec string) (args []string) {
 }
 
 // option returns the word after an option, or "".
-func (r *savedRule) option(name string) string {
-	if i := slices.Index(r.args, name); i >= 0 && i+1 < len(r.args) {
-		return r.args[i+1]
-	}
-	return ""
-}
+func (r *savedRule) option(name string) string { return option(r.args, name) }
 
-// purpose is what our comment says, or "" for foreign rules.
+// purpose is what our comment says, or what is evident of a rule without comment.
+// Of foreign rules in foreign chains it means nothing.
 func (r *savedRule) purpose() Purpose {
-	p, ours := strings.CutPrefix(r.option("--comment"), commentPrefix)
+	comment := r.option("--comment")
+	if comment == "" {
+		return evident(r.chain, r.args)
+	}
+	p, ours := strings.CutPrefix(comment, commentPrefix)
 	if !ours {
 		return ""
 	}
