@@ -70,7 +70,7 @@ endef
 help: ## Print this
 	@echo "netverdict: make TARGET"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
-	@echo "Variables: PKGS=$(PKGS) FUZZTIME=$(FUZZTIME) BENCH=$(BENCH) COUNT=$(COUNT) BENCHTIME=$(BENCHTIME)"
+	@echo "Variables: PKGS=$(PKGS) FUZZTIME=$(FUZZTIME) SOAK=$(SOAK) BENCH=$(BENCH) COUNT=$(COUNT) BENCHTIME=$(BENCHTIME)"
 
 demo: deps build ## See it work: namespaces as pods, real policies, real requests (root; 1 minute)
 	./bin/netverdict demo
@@ -153,7 +153,19 @@ promises: deps-test ## What we promise of live flows, pod start, upgrades and fl
 	@mkdir -p $(dir $(PROMISES))
 	@.ci/machine | tee $(PROMISES)
 	go test -count=1 -timeout 1h -v -run '$(call promised,TestLiveFlows TestPodStart)' ./engine -pods=500 -prompt=100ms 2>&1 | $(FIGURES) | tee -a $(PROMISES)
-	go test -count=1 -timeout 1h -v -run '$(call promised,TestAgentsFollowEachOther TestFlood)' ./cmd/netverdict -turns=20 -connect-rate=300 -flood-time=10s -flood-cpu=5 -flood-keep=80 2>&1 | $(FIGURES) | tee -a $(PROMISES)
+	go test -count=1 -timeout 1h -v -run '$(call promised,TestAgentsFollowEachOther TestFlood TestPolicyChurn)' ./cmd/netverdict -churn-time=60s -turns=20 -connect-rate=300 -flood-time=10s -flood-cpu=5 -flood-keep=80 2>&1 | $(FIGURES) | tee -a $(PROMISES)
+
+SOAK     ?= 30m
+SOAKFILE ?= bench/results/$(shell date -u +%Y-%m-%d)-soak.txt
+
+.PHONY: churn soak
+churn: deps-test ## 60 s of 50 changes a second, every flow record compared with the oracle (root; 3 minutes)
+	go test -count=1 -timeout 30m -v -run '^TestPolicyChurn$$' ./cmd/netverdict -churn-time=60s
+
+soak: deps-test ## An agent for SOAK of changes and traffic must not grow, into SOAKFILE (root)
+	@mkdir -p $(dir $(SOAKFILE))
+	@.ci/machine | tee $(SOAKFILE)
+	go test -count=1 -timeout 24h -v -run '^TestSoak$$' ./cmd/netverdict -soak=$(SOAK) 2>&1 | $(FIGURES) | tee -a $(SOAKFILE)
 
 bench: deps ## Every benchmark COUNT times, into BENCHFILE; compare two files with: benchstat
 	@mkdir -p $(dir $(BENCHFILE))

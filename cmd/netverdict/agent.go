@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
 
+	"github.com/netverdict/netverdict/engine/flow"
 	"github.com/netverdict/netverdict/engine/hook"
 	"github.com/netverdict/netverdict/engine/metrics"
 	"github.com/netverdict/netverdict/engine/queue"
@@ -46,6 +47,7 @@ type agentOptions struct {
 	profile      profileOptions
 	hubble       hubbleOptions
 	mode         modeOptions
+	observers    observers
 }
 
 func newAgent(e env) *cobra.Command {
@@ -123,6 +125,13 @@ func (o *agentOptions) addFlags(cmd *cobra.Command) {
 	cmd.MarkFlagsMutuallyExclusive("manifests", "kubeconfig")
 }
 
+// observers are what tests put into an agent.
+type observers struct {
+	source   source             // instead of the one that flags choose
+	sinks    []flow.Sink        // beside the flow log
+	enforced func(*policy.Tree) // called when a tree is in force
+}
+
 const (
 	onStopOpen = "open"
 	onStopKeep = "keep-closed"
@@ -152,6 +161,9 @@ func (o *agentOptions) validate() error {
 // source says where the objects come from. An agent does not start on manifests
 // that do not load; for an API server that is away it will wait.
 func (o *agentOptions) source() (source, error) {
+	if o.observers.source != nil {
+		return o.observers.source, nil
+	}
 	if o.manifests != "" {
 		s := &manifestSource{o.manifests, kube.Options{Recursive: o.recursive}}
 		_, _, err := kube.Load(s.path, s.options)

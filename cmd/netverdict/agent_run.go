@@ -107,7 +107,7 @@ func (a *agent) serve(ctx context.Context, e env) error {
 	defer closer.Close()
 	a.flowLog = flowLog
 	a.demand.Want(a.options.flowLog.filter)
-	sinks := []flow.Sink{flowLog}
+	sinks := append([]flow.Sink{flowLog}, a.options.observers.sinks...)
 	if a.flows, err = a.openHubble(ctx); err != nil {
 		return err
 	}
@@ -407,6 +407,9 @@ func (a *agent) enforced(t *policy.Tree) {
 			st.waiting = st.newest
 		}
 	})
+	if f := a.options.observers.enforced; f != nil {
+		f(t)
+	}
 	for _, c := range t.Conflicts() {
 		a.log.Warn("several pods claim one address", "address", c.Addr, "holder", c.Winner, "others", c.Losers)
 	}

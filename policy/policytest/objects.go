@@ -235,3 +235,19 @@ func (g *generator) poachedAddresses() {
 		}
 	}
 }
+
+// PodAddrs are the addresses that pods may have, in clusters of up to Small.Nodes nodes.
+func PodAddrs() []netip.Addr {
+	var addrs []netip.Addr
+	for node := range Small.Nodes {
+		for _, r := range [...]netip.Prefix{podRange4(node), podRange6(node)} {
+			for a := r.Addr(); r.Contains(a); a = a.Next() {
+				addrs = append(addrs, a)
+			}
+		}
+	}
+	return addrs
+}
+
+// PortNumbers are the ports that random policies and pods mention.
+func PortNumbers() []uint16 { return slices.Clone(portNumbers) }
