@@ -52,12 +52,23 @@ func parse(in *reading) (*policy.Snapshot, *Report, error) {
 	for _, f := range in.files {
 		r.file(f)
 	}
+	r.report.policies = r.policyPlaces()
 	if err := r.problems.orNil(); err != nil {
 		return nil, &r.report, err
 	}
 	r.report.Namespaces, r.report.Pods = len(r.snapshot.Namespaces), len(r.snapshot.Pods)
 	r.report.Nodes, r.report.NetworkPolicies = len(r.snapshot.Nodes), len(r.snapshot.Policies)
 	return &r.snapshot, &r.report, nil
+}
+
+func (r *reader) policyPlaces() map[policy.NamespacedName]Place {
+	places := map[policy.NamespacedName]Place{}
+	for key, at := range r.seen {
+		if key.kind == "NetworkPolicy" {
+			places[key.NamespacedName] = at
+		}
+	}
+	return places
 }
 
 func (r *reader) file(f file) {

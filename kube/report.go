@@ -1,6 +1,10 @@
 package kube
 
-import "fmt"
+import (
+	"fmt"
+
+	"github.com/netverdict/netverdict/policy"
+)
 
 // maxNotices bounds the notices of each severity in a Report.
 const maxNotices = 1000
@@ -49,7 +53,14 @@ type Report struct {
 	// Dropped counts the notices left out because of that bound.
 	Dropped int
 
-	counts [len(severityNames)]int
+	policies map[policy.NamespacedName]Place
+	counts   [len(severityNames)]int
+}
+
+// PolicyAt is where a NetworkPolicy is; ok is false if it is from no file.
+func (r *Report) PolicyAt(name policy.NamespacedName) (at Place, ok bool) {
+	at, ok = r.policies[name]
+	return at, ok
 }
 
 func (r *Report) notice(at Place, s Severity, object, text string) {

@@ -7,6 +7,7 @@ type Scope struct {
 	Local         func(*Pod) bool // as Snapshot.Local; it must answer alike for a pod that does not change
 	LocalPodCIDRs []netip.Prefix  // as Snapshot.LocalPodCIDRs
 	UnknownPod    Verdict         // as Snapshot.UnknownPod
+	Limits        Limits          // of expansion; zero: DefaultLimits
 }
 
 // Builder makes trees from objects that change. The tree is a function of the
@@ -21,6 +22,7 @@ type Builder struct {
 	compiler *compiler
 	last     *Tree
 	strain   func(*compiler) // of tests
+	trial    func(ok bool)   // of tests: a compilation from scratch ended
 }
 
 // NewBuilder makes a builder that knows no object.
@@ -38,48 +40,69 @@ func (b *Builder) Apply(d *Delta) { b.pending.Add(d) }
 // Build makes the tree of the present objects: the last one again, if nothing has
 // changed. On an error, which names the policies that are at fault, what was
 // applied stays applied and waits for the policies to be corrected or to go.
+//
+// Policies that expand beyond the scope's Limits are no error: see there. While there
+// are some, each Build compiles from scratch, to find out which they are.
 func (b *Builder) Build() (*Tree, error) {
 	ch, err := b.compiler.read(&b.pending)
 	if err != nil {
 		return nil, err
 	}
-	b.pending = Delta{}
-	if b.last != nil && b.compiler.regions.world != nil && ch.empty() {
+	first := b.compiler.regions.world == nil
+	if b.last != nil && !first && ch.empty() {
+		b.pending = Delta{}
 		return b.last, nil
 	}
-	first := b.compiler.regions.world == nil
-	u := b.compiler.update(ch)
-	tree := b.compiler.tree()
-	switch {
-	case first:
-		b.compiler.base = b.compiler.grown()
-	case b.last != nil:
-		tree.step = u.stepFrom(b.last, tree)
+	if first || len(b.compiler.refused) > 0 {
+		return b.publish(step{})
 	}
+	u, ok := b.compiler.try(ch)
+	if !ok {
+		return b.publish(step{})
+	}
+	b.pending = Delta{}
+	tree := b.compiler.tree()
+	tree.step = u.stepFrom(b.last, tree)
 	u.finish()
-	if b.compiler.stale() {
-		if tree, err = b.rebuild(tree.step); err != nil {
-			return nil, err
-		}
+	if b.compiler.stale() { // compiling from scratch changes no decision
+		return b.publish(tree.step)
 	}
 	b.last = tree
 	return tree, nil
 }
 
-// rebuild compiles the present objects from scratch. It changes no decision, so the
-// step from the last tree stays what it was.
-func (b *Builder) rebuild(s step) (*Tree, error) {
-	b.restart()
-	ch, err := b.compiler.read(&b.pending)
-	if err != nil {
+// publish compiles the present objects from scratch.
+func (b *Builder) publish(s step) (*Tree, error) {
+	if err := b.scratch(); err != nil {
 		return nil, err
 	}
-	b.pending = Delta{}
-	b.compiler.update(ch).finish()
-	tree := b.compiler.tree()
-	tree.step = s
+	b.last = b.compiler.tree()
+	b.last.step = s
 	b.compiler.base = b.compiler.grown()
-	return tree, nil
+	return b.last, nil
+}
+
+// scratch compiles, leaving out more and more of the policies that expand too much.
+func (b *Builder) scratch() error {
+	refused, off := refusals{}, false
+	for {
+		b.restart()
+		b.compiler.refused, b.compiler.meter.off = refused, off
+		ch, err := b.compiler.read(&b.pending)
+		if err != nil {
+			return err
+		}
+		u, ok := b.compiler.try(ch)
+		if b.trial != nil {
+			b.trial(ok)
+		}
+		if ok {
+			b.pending = Delta{}
+			u.finish()
+			return nil
+		}
+		off = !refused.shed(b.compiler.meter, ch.policies)
+	}
 }
 
 // restart begins with a new compiler and makes all objects pending.

@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"net/netip"
 	"slices"
+
+	"github.com/gaissmai/bart"
 )
 
 // settlePeers finds out which peers are used, and which groups each one selects.
@@ -23,15 +25,11 @@ func (u *update) settlePeers() {
 			delete(u.peers, p.key)
 		}
 	}
-	for _, p := range u.dead {
-		if p.block == nil {
-			u.index.remove(p)
-			u.unselect(p)
-		}
-	}
+	u.unselectDead()
 	for _, g := range u.newGroups {
 		if g.held > 0 {
 			g.selected = u.index.selecting(g, namespaceLabels(u.labels.m, g.namespace))
+			u.meter.joined(len(g.selected))
 		}
 	}
 	for _, p := range u.born {
@@ -47,19 +45,33 @@ func (u *update) settlePeers() {
 	}
 }
 
-// unselect takes a peer away from the groups that it selects, which its classes
-// lead to.
-func (u *update) unselect(p *peer) {
-	for _, m := range p.pages {
-		for bit := range uint32(pageSize) {
-			if m.mask>>bit&1 == 0 {
-				continue
-			}
-			for _, a := range u.classes.all[m.page*pageSize+bit].atoms {
-				if a.group != nil && slices.Contains(a.group.selected, p) {
-					u.reselect(a.group, removePeer(slices.Clone(a.group.selected), p))
+// unselectDead takes the dead peers away from the groups that they select, which
+// their classes lead to.
+func (u *update) unselectDead() {
+	losing := map[*group]struct{}{}
+	for _, p := range u.dead {
+		if p.block != nil {
+			continue
+		}
+		u.index.remove(p)
+		for _, m := range p.pages {
+			for bit := range uint32(pageSize) {
+				if m.mask>>bit&1 == 0 {
+					continue
+				}
+				for _, a := range u.classes.all[m.page*pageSize+bit].atoms {
+					if a.group != nil {
+						losing[a.group] = struct{}{}
+					}
 				}
 			}
+		}
+	}
+	for g := range losing {
+		left := slices.DeleteFunc(slices.Clone(g.selected), func(p *peer) bool { return !p.used })
+		if len(left) < len(g.selected) {
+			g.selected = left
+			u.changeAtoms(g)
 		}
 	}
 }
@@ -80,6 +92,7 @@ func (u *update) selectGroups(p *peer) {
 		}
 		selected = u.groups.inNamespaces(in, p.pods)
 	}
+	u.meter.joined(len(selected))
 	for _, g := range selected {
 		// Ids ascend, so a new peer usually comes last and there is room for it.
 		g.selected = insertPeer(g.selected, p)
@@ -89,6 +102,7 @@ func (u *update) selectGroups(p *peer) {
 
 func (u *update) reselect(g *group, selected []*peer) {
 	if !slices.Equal(g.selected, selected) {
+		u.meter.joined(len(selected))
 		g.selected = selected
 		u.changeAtoms(g)
 	}
@@ -152,20 +166,19 @@ func (u *update) settleAtoms() {
 		u.enterAtom(p.holding, p.group, u.regions.of(p.holding.addr))
 	}
 	if len(u.placed) < u.held {
-		for _, root := range u.roots {
-			u.addrs.within(root, func(h *holding) {
-				if r := u.regions.of(h.addr); r != h.atom.region {
-					g := h.atom.group
-					u.takeFrom(h)
-					u.enterAtom(h, g, r)
-					u.moved = append(u.moved, h)
-				}
-			})
-		}
+		u.inRoots(func(h *holding) {
+			if r := u.regions.of(h.addr); r != h.atom.region {
+				g := h.atom.group
+				u.takeFrom(h)
+				u.enterAtom(h, g, r)
+				u.moved = append(u.moved, h)
+			}
+		})
 	}
 	if len(u.roots) > 0 {
+		roots := prefixSet(u.roots)
 		for a := range u.nodeNames.m {
-			if slices.ContainsFunc(u.roots, func(root netip.Prefix) bool { return root.Contains(a) }) {
+			if roots.Contains(a) {
 				u.touch(a)
 			}
 		}
@@ -175,6 +188,33 @@ func (u *update) settleAtoms() {
 			u.drop(a)
 		}
 	}
+}
+
+// fewRoots are searched for one after the other: each looks at all addresses.
+const fewRoots = 4
+
+// inRoots visits the holders of addresses in the prefixes that were cut.
+func (u *update) inRoots(visit func(*holding)) {
+	if len(u.roots) <= fewRoots {
+		for _, root := range u.roots {
+			u.addrs.within(root, visit)
+		}
+		return
+	}
+	roots := prefixSet(u.roots)
+	for a, h := range u.addrs.all() {
+		if h != nil && h.atom != nil && roots.Contains(a) {
+			visit(h)
+		}
+	}
+}
+
+func prefixSet(list []netip.Prefix) *bart.Lite {
+	set := &bart.Lite{}
+	for _, p := range list {
+		set.Insert(p)
+	}
+	return set
 }
 
 func (u *update) enterAtom(h *holding, g *group, r *region) {
@@ -407,11 +447,17 @@ func (u *update) programOf(g *group, d Direction) *program {
 // bind makes the tiers of a program from the rules of its policies.
 func (u *update) bind(p *program, named []ContainerPort) {
 	np := tier{otherwise: u.outcomes.ref(u.outcomes.defaultDeny(p.policies, p.audit))}
+	p.cost = u.meter.namespace(p.policies[0].ref.Namespace)
+	p.cost.answered(len(p.policies))
 	for _, pol := range p.policies {
 		for i := range pol.rules[p.direction] {
 			r := &pol.rules[p.direction][i]
 			if r.outcome == 0 {
 				r.outcome = u.outcomes.add(Outcome{Verdict: Allow, Reason: ReasonPolicy, Policy: pol.ref, Rule: i})
+			}
+			p.size += 1 + len(r.peers)
+			if !p.cost.answered(1 + len(r.peers) + len(r.ports)) {
+				continue
 			}
 			b := boundRule{peers: r.peers, anyPeer: r.anyPeer, anyPort: r.anyPort, ports: r.ports, then: u.outcomes.ref(r.outcome)}
 			if p.direction == Ingress {
@@ -490,7 +536,7 @@ func (u *update) fillRows() {
 	}
 	for _, p := range u.fresh {
 		if !p.gone {
-			u.rows.build(p.row, p.tiers, u.classes.ports)
+			u.rows.build(p.row, p.tiers, u.classes.ports, p.cost)
 			p.built = true
 		}
 	}
@@ -530,6 +576,9 @@ type answerKey struct {
 
 // answer works out what a program says to a class.
 func (u *update) answer(memo map[answerKey]ref, p *program, cl *class) ref {
+	if !p.cost.took(p.size+len(cl.peers)) || !p.cost.answered(1) {
+		return 0 // the tree will not be used
+	}
 	u.stamp++
 	for _, q := range cl.peers {
 		q.mark = u.stamp
@@ -550,7 +599,7 @@ func (u *update) answer(memo map[answerKey]ref, p *program, cl *class) ref {
 	k := answerKey{p, string(key), cl.ports}
 	to, known := memo[k]
 	if !known {
-		to = u.rows.ports.compile(p.tiers, matched, cl.ports.ports)
+		to = u.rows.ports.compile(p.tiers, matched, cl.ports.ports, p.cost)
 		memo[k] = to
 	}
 	return to

@@ -28,6 +28,8 @@ func Check(np *networkingv1.NetworkPolicy) error {
 type compiler struct {
 	scope Scope
 
+	refused refusals // policies whose rules are left out
+
 	pods       map[NamespacedName]*Pod
 	namespaces map[string]*Namespace
 	nodes      map[string]*Node
@@ -39,6 +41,7 @@ type compiler struct {
 
 	words      vocabulary
 	keyer      groupKeyer
+	meter      *meter
 	groups     *groups
 	byTarget   map[string][]*parsedPolicy // by namespace, in no order
 	peers      map[string]*peer           // by key
@@ -67,19 +70,22 @@ type compiler struct {
 }
 
 func newCompiler(s Scope) *compiler {
+	m := newMeter(s.Limits)
 	c := &compiler{
 		scope:      s,
+		meter:      m,
+		refused:    refusals{},
 		pods:       map[NamespacedName]*Pod{},
 		namespaces: map[string]*Namespace{},
 		nodes:      map[string]*Node{},
 		policies:   map[NamespacedName]*parsedPolicy{},
 		claims:     newClaims(),
 		words:      newVocabulary(),
-		groups:     newGroups(),
+		groups:     newGroups(m),
 		byTarget:   map[string][]*parsedPolicy{},
 		peers:      map[string]*peer{},
-		index:      newPeerIndex(),
-		regions:    newRegions(),
+		index:      newPeerIndex(m),
+		regions:    newRegions(m),
 		classes:    newClasses(),
 		programs:   map[string]*program{},
 		anyNamed:   map[*program]struct{}{},

@@ -244,6 +244,9 @@ type Outcome struct {
 	// IsolatedBy is set when Reason is ReasonDefaultDeny: the policies that
 	// isolate the pod in this direction, sorted.
 	IsolatedBy []PolicyRef
+	// OverLimit are those of IsolatedBy whose rules are left out (Limits): one of
+	// them may have allowed the connection.
+	OverLimit []PolicyRef
 	// ID is the outcome's index in Tree.Outcomes: who counts outcomes finds the
 	// counter by it.
 	ID uint32

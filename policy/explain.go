@@ -40,6 +40,8 @@ type PolicyTrace struct {
 	Policy   PolicyRef   `json:"policy"`
 	Selector string      `json:"podSelector"` // rendered; "(all)" when empty
 	Rules    []RuleTrace `json:"rules"`
+	// OverLimit is why the rules are left out; empty: they are not.
+	OverLimit string `json:"overLimit,omitempty"`
 }
 
 // RuleTrace is one rule that was tried.
@@ -105,7 +107,7 @@ type tracer struct {
 }
 
 func (tr *tracer) policy(p *parsedPolicy) PolicyTrace {
-	t := PolicyTrace{Policy: p.ref, Selector: selectorText(p.target)}
+	t := PolicyTrace{Policy: p.ref, Selector: selectorText(p.target), OverLimit: p.overLimit}
 	for i := range p.rules[tr.direction] {
 		r := tr.rule(&p.rules[tr.direction][i])
 		r.Rule = i

@@ -83,12 +83,13 @@ type groups struct {
 	// kept per namespace and, under the namespace "", for the whole cluster.
 	byNamespace map[string][]*group
 	byLabel     map[labelKey][]*group
+	meter       *meter
 }
 
 type labelKey struct{ namespace, key, value string }
 
-func newGroups() *groups {
-	return &groups{byKey: map[string]*group{}, byNamespace: map[string][]*group{}, byLabel: map[labelKey][]*group{}}
+func newGroups(m *meter) *groups {
+	return &groups{meter: m, byKey: map[string]*group{}, byNamespace: map[string][]*group{}, byLabel: map[labelKey][]*group{}}
 }
 
 func (g *groups) add(gr *group) {
@@ -191,12 +192,19 @@ func compareContainerPorts(a, b ContainerPort) int {
 	)
 }
 
+// costOf a selector is how much it compares.
+func costOf(sel labels.Selector) int {
+	reqs, _ := sel.Requirements()
+	return 1 + len(reqs)
+}
+
 // inNamespace lists the groups of one namespace that sel selects, in no order.
 func (g *groups) inNamespace(namespace string, sel labels.Selector) []*group {
 	candidates := g.byNamespace[namespace]
 	if list, ok := g.shortest(namespace, sel); ok && len(list) < len(candidates) {
 		candidates = list
 	}
+	g.meter.compared(len(candidates) * costOf(sel))
 	var found []*group
 	for _, gr := range candidates {
 		if sel.Matches(gr.labels) {
@@ -211,6 +219,7 @@ func (g *groups) inNamespace(namespace string, sel labels.Selector) []*group {
 func (g *groups) inNamespaces(in func(namespace string) bool, sel labels.Selector) []*group {
 	list, narrow := g.shortest("", sel)
 	if narrow && len(list) < len(g.byNamespace) {
+		g.meter.compared(len(list) * costOf(sel))
 		var found []*group
 		for _, gr := range list {
 			if in(gr.namespace) && sel.Matches(gr.labels) {

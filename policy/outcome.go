@@ -69,6 +69,9 @@ func (t *outcomeTable) defaultDeny(policies []*parsedPolicy, audit bool) uint32 
 		o := Outcome{Verdict: Deny, Reason: ReasonDefaultDeny, Audit: audit}
 		for _, p := range policies {
 			o.IsolatedBy = append(o.IsolatedBy, p.ref)
+			if p.overLimit != "" {
+				o.OverLimit = append(o.OverLimit, p.ref)
+			}
 		}
 		at = t.add(o)
 		t.deny[string(key)] = at

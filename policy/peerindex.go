@@ -14,10 +14,12 @@ type peerIndex struct {
 	byPodLabel  map[labelKey][]*peer // with namespace ""
 	byNamespace map[labelKey][]*peer // by a label of the namespace
 	others      map[string][]*peer   // under ""
+	meter       *meter
 }
 
-func newPeerIndex() *peerIndex {
+func newPeerIndex(m *meter) *peerIndex {
 	return &peerIndex{
+		meter:       m,
 		inNamespace: map[string][]*peer{}, byPodLabel: map[labelKey][]*peer{},
 		byNamespace: map[labelKey][]*peer{}, others: map[string][]*peer{},
 	}
@@ -85,6 +87,7 @@ func (x *peerIndex) selecting(g *group, namespace labels.Set) []*peer {
 	var found []*peer
 	look := func(list []*peer) {
 		for _, p := range list {
+			x.meter.compared(costOf(p.pods))
 			if p.pods.Matches(g.labels) && (p.namespaces == nil || p.namespaces.Matches(namespace)) {
 				found = append(found, p)
 			}

@@ -143,12 +143,13 @@ func answer(tiers []tier, matched []uint32, s slot, port uint16, named []Contain
 }
 
 // spansOf works out one slot's spans.
-func spansOf(tiers []tier, matched []uint32, s slot, named []ContainerPort) []span {
+func spansOf(tiers []tier, matched []uint32, s slot, named []ContainerPort, cost *spending) []span {
 	starts := []uint32{0, 1 << 16}
-	base := uint32(0)
+	base, ports := uint32(0), 1
 	for i := range tiers {
 		for _, m := range matched {
 			if m >= base && m < base+uint32(len(tiers[i].rules)) && s != slotOther {
+				ports += 1 + len(tiers[i].rules[m-base].ports)
 				starts = tiers[i].rules[m-base].bounds(starts, s, named)
 			}
 		}
@@ -156,6 +157,9 @@ func spansOf(tiers []tier, matched []uint32, s slot, named []ContainerPort) []sp
 	}
 	slices.Sort(starts)
 	starts = slices.Compact(starts)
+	if !cost.took(len(starts) * ports * (1 + len(named))) {
+		return []span{{65535, 0}} // the tree will not be used
+	}
 	var spans []span
 	for i, start := range starts[:len(starts)-1] {
 		to, last := answer(tiers, matched, s, uint16(start), named), uint16(starts[i+1]-1)
@@ -182,11 +186,12 @@ type portCompiler struct {
 
 // compile turns a set of matching rules into what a page holds: an outcome when
 // every protocol and port has the same one, else a port program.
-func (t *portCompiler) compile(tiers []tier, matched []uint32, named []ContainerPort) ref {
+func (t *portCompiler) compile(tiers []tier, matched []uint32, named []ContainerPort, cost *spending) ref {
 	var per [slots][]span
 	single := true
 	for s := range slots {
-		per[s] = spansOf(tiers, matched, s, named)
+		per[s] = spansOf(tiers, matched, s, named, cost)
+		cost.answered(len(per[s]))
 		single = single && len(per[s]) == 1 && per[s][0].to == per[0][0].to
 	}
 	if single {

@@ -36,12 +36,14 @@ type regions struct {
 	byKey map[string]*region
 	byEnd map[uint32]*region // by the number in table
 	world *region
+	meter *meter
 }
 
 // newRegions needs newRegion to make the outside atom of a region, with its
 // endpoint.
-func newRegions() *regions {
+func newRegions(m *meter) *regions {
 	return &regions{
+		meter: m,
 		table: &bart.Table[uint32]{}, owned: true,
 		edges: map[netip.Prefix]*edge{}, byKey: map[string]*region{}, byEnd: map[uint32]*region{},
 	}
@@ -77,8 +79,8 @@ func (b *ipBlock) prefixes() []netip.Prefix {
 		return nil
 	}
 	list := []netip.Prefix{b.cidr}
-	for _, x := range b.except {
-		if b.cidr.Contains(x.Addr()) && !slices.Contains(list, x) {
+	for _, x := range b.except { // sorted, and none is cidr
+		if b.cidr.Contains(x.Addr()) && x != list[len(list)-1] {
 			list = append(list, x)
 		}
 	}
@@ -198,6 +200,7 @@ func (r *regions) delete(p netip.Prefix) {
 
 // intern finds or makes the region that lies below parent behind an edge.
 func (r *regions) intern(parent *region, e *edge, born func(*region) uint32) *region {
+	r.meter.compared(len(parent.blocks) + len(e.enter) + len(e.leave))
 	in := &region{blocks: slices.Clone(parent.blocks), local: parent.local || e.local}
 	for _, p := range e.enter {
 		in.blocks = insertPeer(in.blocks, p)
@@ -213,6 +216,7 @@ func (r *regions) intern(parent *region, e *edge, born func(*region) uint32) *re
 	if known := r.byKey[in.key]; known != nil {
 		return known
 	}
+	r.meter.joined(len(in.blocks))
 	r.byKey[in.key] = in
 	r.byEnd[born(in)] = in
 	return in

@@ -19,6 +19,8 @@ type program struct {
 	key       string
 	groups    int  // that it judges; none: it is gone
 	anyNamed  bool // a rule for any peer names ports that the peer resolves
+	cost      *spending
+	size      int  // rules and peers
 	audit     bool // its denials are only reported
 	built     bool // its row is in the table
 	gone      bool // it judges nobody
@@ -345,6 +347,7 @@ type rowBuilder struct {
 	subsets subsets
 	values  map[[2]uint32]ref // by subset and port set
 	scratch []part
+	cost    *spending
 }
 
 // part is those classes of a page for which the same rules match.
@@ -355,8 +358,8 @@ type part struct {
 }
 
 // build fills the row of a program.
-func (w *rowWriter) build(row uint32, tiers []tier, ports []*portSet) {
-	b := rowBuilder{table: w, ports: ports, tiers: tiers, values: map[[2]uint32]ref{}}
+func (w *rowWriter) build(row uint32, tiers []tier, ports []*portSet, cost *spending) {
+	b := rowBuilder{cost: cost, table: w, ports: ports, tiers: tiers, values: map[[2]uint32]ref{}}
 	masks, named := b.masks()
 	ordinary := b.value(b.anySubset(), 0)
 	var pages []placed
@@ -383,6 +386,9 @@ func (b *rowBuilder) masks() (masks, named []ruleMask) {
 				b.anyPeer = append(b.anyPeer, number)
 			}
 			for _, p := range r.peers {
+				if !b.cost.answered(len(p.pages)) {
+					return nil, nil // the tree will not be used
+				}
 				for _, m := range p.pages {
 					masks = append(masks, ruleMask{m.page, number, m.mask})
 				}
@@ -433,7 +439,7 @@ func (b *rowBuilder) page(masks, sigs []ruleMask) rowBlock {
 		parts = split(parts, s.mask, func(p *part) { p.sig = s.rule })
 	}
 	free := b.anyPeer
-	for len(masks) > 0 || len(free) > 0 {
+	for (len(masks) > 0 || len(free) > 0) && b.cost.took(len(parts)) {
 		var rule uint32
 		var mask uint64
 		if len(free) > 0 && (len(masks) == 0 || free[0] <= masks[0].rule) {
@@ -502,7 +508,7 @@ func (b *rowBuilder) value(subset, sig uint32) ref {
 	key := [2]uint32{subset, sig}
 	v, ok := b.values[key]
 	if !ok {
-		v = b.table.ports.compile(b.tiers, b.subsets.rules(subset), b.ports[sig].ports)
+		v = b.table.ports.compile(b.tiers, b.subsets.rules(subset), b.ports[sig].ports, b.cost)
 		b.values[key] = v
 	}
 	return v

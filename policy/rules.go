@@ -25,6 +25,8 @@ type parsedPolicy struct {
 	target   labels.Selector // spec.podSelector, in the policy's own namespace
 	isolates [2]bool         // by Direction: spec.policyTypes
 	rules    [2][]parsedRule // by Direction
+	// overLimit is why the rules are left out; empty: they are not.
+	overLimit string
 
 	// What follows is the compiler's; nobody reads it through a tree.
 	id    uint32 // never given twice
@@ -251,11 +253,11 @@ func comparePrefixes(a, b netip.Prefix) int {
 }
 
 func (b *ipBlock) key() string {
-	key := "block\x00" + b.cidr.String()
+	key := append([]byte("block\x00"), b.cidr.String()...)
 	for _, e := range b.except {
-		key += "\x00" + e.String()
+		key = e.AppendTo(append(key, 0))
 	}
-	return key
+	return string(key)
 }
 
 // means reports whether a named port of the destination pod is the one that the

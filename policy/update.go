@@ -57,6 +57,9 @@ func (c *compiler) read(d *Delta) (*changes, error) {
 				errs = append(errs, err)
 				continue
 			}
+			if why := c.refused[policyName(e)]; why != "" {
+				parsed.leaveOut(why)
+			}
 		}
 		ch.policies = append(ch.policies, edited[parsedPolicy]{c.policies[policyName(e)], parsed})
 	}

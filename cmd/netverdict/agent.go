@@ -47,6 +47,7 @@ type agentOptions struct {
 	profile      profileOptions
 	hubble       hubbleOptions
 	mode         modeOptions
+	limits       limitOptions
 	observers    observers
 }
 
@@ -118,6 +119,7 @@ func (o *agentOptions) addFlags(cmd *cobra.Command) {
 	o.live.addFlags(f)
 	o.mode.addFlags(f)
 	o.turn.addFlags(f)
+	o.limits.addFlags(f)
 	o.metrics.addFlags(f)
 	o.node.addFlags(f)
 	o.profile.addFlags(f)
@@ -155,7 +157,7 @@ func (o *agentOptions) validate() error {
 	case o.cacheSize < 0:
 		return fmt.Errorf("--cache-size %d: want 0 or more decisions", o.cacheSize)
 	}
-	return errors.Join(o.live.validate(), o.turn.validate(), o.mode.validate(), o.flowLog.validate(), o.metrics.validate(), o.hubble.validate(), o.profile.validate())
+	return errors.Join(o.live.validate(), o.turn.validate(), o.limits.validate(), o.mode.validate(), o.flowLog.validate(), o.metrics.validate(), o.hubble.validate(), o.profile.validate())
 }
 
 // source says where the objects come from. An agent does not start on manifests
@@ -218,6 +220,7 @@ func (o *agentOptions) newAgent(log *slog.Logger) (*agent, error) {
 		return nil, err
 	}
 	a := &agent{options: o, log: log, source: src, rules: rules, newest: make(chan news, 1), changes: metrics.NewChanges()}
+	a.trees.limits = policy.DefaultLimits.Times(o.limits.factor)
 	a.logNode()
 	return a, nil
 }

@@ -12,12 +12,13 @@ import (
 type trees struct {
 	builder *policy.Builder
 	ranges  []netip.Prefix // of the scope
+	limits  policy.Limits
 }
 
 // build makes the tree of the newest snapshot.
 func (t *trees) build(n news) (*policy.Tree, error) {
 	s := n.snapshot
-	scope := policy.Scope{Local: s.Local, LocalPodCIDRs: s.LocalPodCIDRs, UnknownPod: s.UnknownPod}
+	scope := policy.Scope{Local: s.Local, LocalPodCIDRs: s.LocalPodCIDRs, UnknownPod: s.UnknownPod, Limits: t.limits}
 	switch {
 	case t.builder == nil:
 		t.builder = policy.NewBuilder(scope)

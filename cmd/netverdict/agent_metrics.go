@@ -77,7 +77,13 @@ func (a *agent) measuredState() metrics.State {
 	a.mu.Lock()
 	state := a.state
 	a.mu.Unlock()
-	return metrics.State{Enforcing: state.enforcing && !a.options.mode.audits(), Failing: state.problem() != "", Oldest: a.oldestChange(state.waiting)}
+	overLimit := 0
+	if k := a.kernel.Load(); k != nil {
+		if tree, _ := k.engine.Tree(); tree != nil {
+			overLimit = len(tree.OverLimit())
+		}
+	}
+	return metrics.State{OverLimit: overLimit, Enforcing: state.enforcing && !a.options.mode.audits(), Failing: state.problem() != "", Oldest: a.oldestChange(state.waiting)}
 }
 
 // oldestChange is when the oldest change came that is known and not in force, whether

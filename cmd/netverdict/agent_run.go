@@ -50,6 +50,7 @@ type agent struct {
 
 	noticed  map[string]bool // notices of the last snapshot; owned by watch
 	podStart string          // owned by watch
+	limits   limitLog
 
 	mu    sync.Mutex
 	state agentState
@@ -200,6 +201,7 @@ func (a *agent) watch(ctx context.Context) error {
 			a.notePodRanges(s)
 			a.tellNodes(s)
 			a.logNotices(r)
+			a.limits.newest.Store(r)
 			n := news{s, s.Since, changedAt(a.source)}
 			a.update(func(st *agentState) {
 				st.unread = ""
@@ -407,6 +409,7 @@ func (a *agent) enforced(t *policy.Tree) {
 			st.waiting = st.newest
 		}
 	})
+	a.logOverLimit(t)
 	if f := a.options.observers.enforced; f != nil {
 		f(t)
 	}

@@ -77,6 +77,7 @@ func (s *Status) addTree(e judge) {
 	}
 	s.Revision, s.PodStart = revision, podStart(len(tree.LocalPodCIDRs()))
 	s.Policies, s.Addresses = tree.Stats().Policies, tree.Stats().Addresses
+	s.OverLimit = tree.OverLimit()
 	for range tree.Policed(policy.Egress) {
 		s.Policed++
 	}

@@ -106,7 +106,7 @@ func (o *auditOptions) tree(e env) (*policy.Tree, error) {
 		s.Local = func(p *policy.Pod) bool { return p.NodeName == o.nodeName }
 		s.LocalPodCIDRs = new(nodeOptions).ranges(o.nodeName, s.Nodes)
 	}
-	return o.manifests.compile(s)
+	return o.manifests.compile(e, s)
 }
 
 func hasNode(s *policy.Snapshot, name string) bool {

@@ -22,6 +22,7 @@ type world struct {
 type manifests struct {
 	paths     []string
 	recursive bool
+	report    *kube.Report // of the last load
 }
 
 func (m *manifests) addFlags(cmd *cobra.Command) {
@@ -34,6 +35,7 @@ func (m *manifests) addFlags(cmd *cobra.Command) {
 // goes to stderr: a policy that is not enforced changes every answer.
 func (m *manifests) load(e env) (*policy.Snapshot, error) {
 	s, report, err := kube.LoadAll(m.paths, kube.Options{Recursive: m.recursive})
+	m.report = report
 	for _, n := range report.Notices {
 		if n.Severity != kube.Skipped {
 			fmt.Fprintf(e.stderr, "netverdict: %s: %s\n", n.Severity, n)
@@ -42,10 +44,14 @@ func (m *manifests) load(e env) (*policy.Snapshot, error) {
 	return s, err
 }
 
-func (m *manifests) compile(s *policy.Snapshot) (*policy.Tree, error) {
+// compile says on stderr which policies expand too much.
+func (m *manifests) compile(e env, s *policy.Snapshot) (*policy.Tree, error) {
 	tree, err := policy.Compile(s)
 	if err != nil {
 		return nil, fmt.Errorf("compile %s: %w", strings.Join(m.paths, ", "), err)
+	}
+	for _, o := range tree.OverLimit() {
+		fmt.Fprintf(e.stderr, "netverdict: over a limit: %s\n", overLimitText(o, m.report))
 	}
 	return tree, nil
 }
@@ -56,7 +62,7 @@ func loadWorld(e env, m manifests) (*world, error) {
 	if err != nil {
 		return nil, err
 	}
-	tree, err := m.compile(s)
+	tree, err := m.compile(e, s)
 	if err != nil {
 		return nil, err
 	}

@@ -157,7 +157,10 @@ func writeExplanation(out io.Writer, x *policy.Explanation) error {
 func writeSide(w io.Writer, side policy.Side) {
 	for _, p := range side.Policies {
 		fmt.Fprintf(w, "  %s %s selects it (podSelector %s)\n", p.Policy.Kind, p.Policy, p.Selector)
-		if len(p.Rules) == 0 {
+		switch {
+		case p.OverLimit != "":
+			fmt.Fprintf(w, "    %s\n", p.OverLimit)
+		case len(p.Rules) == 0:
 			fmt.Fprintf(w, "    it has no %s rules: it isolates and allows nothing\n", side.Direction)
 		}
 		for _, r := range p.Rules {
@@ -220,7 +223,11 @@ func reasonText(side policy.Side) string {
 		for _, p := range o.IsolatedBy {
 			names = append(names, p.String())
 		}
-		return fmt.Sprintf("isolated for %s by %s, and no rule allows it (default-deny)", side.Direction, strings.Join(names, ", "))
+		text := fmt.Sprintf("isolated for %s by %s, and no rule allows it (default-deny)", side.Direction, strings.Join(names, ", "))
+		for _, p := range o.OverLimit {
+			text += fmt.Sprintf("; the rules of %s are left out, because they expand beyond a limit", p)
+		}
+		return text
 	case policy.ReasonNoPolicy:
 		return fmt.Sprintf("no policy isolates it for %s (no-policy)", side.Direction)
 	case policy.ReasonNodeTraffic:

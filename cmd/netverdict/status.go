@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/netverdict/netverdict/policy"
 )
 
 // defaultStatusSocket is where an agent and status meet.
@@ -35,6 +37,9 @@ type Status struct {
 	Policies  int       `json:"policies"`  // that select a pod of this node
 	Addresses int       `json:"addresses"` // of pods and nodes
 	Policed   int       `json:"policed"`   // addresses of this node's pods that some policy isolates
+	// OverLimit are policies that expand too much to be compiled: they isolate the pods
+	// that they select, and allow nothing.
+	OverLimit []policy.OverLimit `json:"overLimit,omitempty"`
 	// LagSeconds is the age of the oldest change that is known but not enforced.
 	LagSeconds float64       `json:"lagSeconds"`
 	Cluster    []KindStatus  `json:"cluster,omitempty"`
@@ -174,6 +179,12 @@ func writeStatus(out io.Writer, s *Status, output string) error {
 	}
 	line("revision", "%d, applied %s, %s", s.Revision, timeText(s.Applied), lagText(s.LagSeconds))
 	line("policies", "%d select pods of this node; %d of its pods' addresses are policed, %d addresses known", s.Policies, s.Policed, s.Addresses)
+	for _, o := range s.OverLimit[:min(len(s.OverLimit), maxOverLimit)] {
+		line("over limit", "%s", o)
+	}
+	if more := len(s.OverLimit) - maxOverLimit; more > 0 {
+		line("", "and %d more policies (-o json lists all)", more)
+	}
 	if s.Mode != modeAudit {
 		line("packets", "%s", packetsText(s.Rules))
 	}
@@ -194,6 +205,9 @@ func writeStatus(out io.Writer, s *Status, output string) error {
 	line("fails", "%s; on stop %s", failText(s.FailMode), s.OnStop)
 	return w.Flush()
 }
+
+// maxOverLimit is how many policies over a limit the text names.
+const maxOverLimit = 10
 
 func enforcingText(s *Status) string {
 	switch {

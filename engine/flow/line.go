@@ -25,6 +25,7 @@ type Line struct {
 	Policy      string           `json:"policy,omitempty"`
 	Rule        *int             `json:"rule,omitempty"`
 	IsolatedBy  []string         `json:"isolatedBy,omitempty"`
+	OverLimit   []string         `json:"overLimit,omitempty"`
 	Egress      *OutcomeJSON     `json:"egress,omitempty"`
 	Ingress     *OutcomeJSON     `json:"ingress,omitempty"`
 	TCPFlags    TCPFlags         `json:"tcpFlags,omitempty"`
@@ -88,7 +89,8 @@ func NewLine(r *Record) Line {
 		decided = l.Ingress
 	}
 	if decided != nil {
-		l.Reason, l.Policy, l.Rule, l.IsolatedBy = decided.Reason, decided.Policy, decided.Rule, decided.IsolatedBy
+		l.Reason, l.Policy, l.Rule = decided.Reason, decided.Policy, decided.Rule
+		l.IsolatedBy, l.OverLimit = decided.IsolatedBy, decided.OverLimit
 	}
 	if r.Malformed != packet.OK && r.Malformed != packet.Undecoded {
 		l.Malformed = r.Malformed
@@ -138,7 +140,7 @@ func (l *Line) AppendJSON(b []byte) []byte {
 	b = appendStringField(b, "protocol", l.Protocol.String())
 	b = l.Source.appendJSON(appendKey(b, "source"))
 	b = l.Destination.appendJSON(appendKey(b, "destination"))
-	cause := OutcomeJSON{Policy: l.Policy, Rule: l.Rule, IsolatedBy: l.IsolatedBy}
+	cause := OutcomeJSON{Policy: l.Policy, Rule: l.Rule, IsolatedBy: l.IsolatedBy, OverLimit: l.OverLimit}
 	b = cause.appendCause(b)
 	if l.Egress != nil {
 		b = l.Egress.appendJSON(appendKey(b, "egress"))

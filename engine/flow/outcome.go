@@ -17,6 +17,9 @@ type OutcomeJSON struct {
 	// IsolatedBy lists policies as "namespace/name" when Reason is
 	// ReasonDefaultDeny.
 	IsolatedBy []string `json:"isolatedBy,omitempty"`
+	// OverLimit lists those of them whose rules are left out because they expand too
+	// much.
+	OverLimit []string `json:"overLimit,omitempty"`
 }
 
 // NewOutcome renders o; nil gives nil.
@@ -30,12 +33,17 @@ func NewOutcome(o *policy.Outcome) *OutcomeJSON {
 		rule := o.Rule
 		j.Policy, j.Rule = o.Policy.String(), &rule
 	case policy.ReasonDefaultDeny:
-		j.IsolatedBy = make([]string, len(o.IsolatedBy))
-		for i, ref := range o.IsolatedBy {
-			j.IsolatedBy[i] = ref.String()
-		}
+		j.IsolatedBy, j.OverLimit = policyNames(o.IsolatedBy), policyNames(o.OverLimit)
 	}
 	return j
+}
+
+func policyNames(refs []policy.PolicyRef) []string {
+	var list []string
+	for _, ref := range refs {
+		list = append(list, ref.String())
+	}
+	return list
 }
 
 // MarshalJSON renders the object with the package's escaping.
@@ -59,16 +67,19 @@ func (o *OutcomeJSON) appendCause(b []byte) []byte {
 	if o.Rule != nil {
 		b = appendIntField(b, "rule", int64(*o.Rule))
 	}
-	if len(o.IsolatedBy) > 0 {
-		b = appendKey(b, "isolatedBy")
-		b = append(b, '[')
-		for i, name := range o.IsolatedBy {
-			if i > 0 {
-				b = append(b, ',')
-			}
-			b = appendString(b, name)
-		}
-		b = append(b, ']')
+	return appendNames(appendNames(b, "isolatedBy", o.IsolatedBy), "overLimit", o.OverLimit)
+}
+
+func appendNames(b []byte, key string, names []string) []byte {
+	if len(names) == 0 {
+		return b
 	}
-	return b
+	b = append(appendKey(b, key), '[')
+	for i, name := range names {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = appendString(b, name)
+	}
+	return append(b, ']')
 }

@@ -25,7 +25,8 @@
 //	policy*      "namespace/name", when reason is "policy"
 //	rule*        index in spec.ingress or spec.egress, when reason is "policy"
 //	isolatedBy*  list of "namespace/name", when reason is "default-deny"
-//	egress       {verdict, reason, policy*, rule*, isolatedBy*} of each direction
+//	overLimit*   those of isolatedBy whose rules are left out because they expand too much
+//	egress       {verdict, reason, policy*, rule*, isolatedBy*, overLimit*} of each direction
 //	ingress
 //	tcpFlags*    "SYN", "SYN,ACK", … for TCP
 //	icmp*        {type, code} for ICMP and ICMPv6

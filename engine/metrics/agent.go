@@ -29,6 +29,8 @@ type State struct {
 	Enforcing bool
 	// Failing says that the newest state of the source cannot be read or enforced.
 	Failing bool
+	// OverLimit is how many policies the tree in force leaves the rules of out.
+	OverLimit int
 	// Oldest is when the oldest change came that is not enforced; zero: none waits.
 	Oldest time.Time
 }

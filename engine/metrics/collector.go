@@ -55,6 +55,7 @@ func (c *collector) collectState(ch chan<- prometheus.Metric) {
 	s := c.agent.State()
 	sendBool(ch, enforcing, s.Enforcing)
 	sendBool(ch, sourceFailing, s.Failing)
+	send(ch, overLimit, s.OverLimit)
 	send(ch, changeAge, age(s.Oldest))
 }
 

@@ -55,6 +55,7 @@ var (
 	changes        = counter("changes_total", "Trees put in force after the first: revokes (something allowed is now denied), adds (something denied is now allowed), both, or none.", "effect")
 	changeFailures = counter("change_failures_total", "Snapshots that could not be compiled or applied; the last good one stays in force, and applying is tried again every second.")
 	changeAge      = gauge("unenforced_change_age_seconds", "Age of the oldest change that is known but not in force; 0 if there is none.")
+	overLimit      = gauge("policies_over_limit", "Policies that expand too much to be compiled (--policy-limits): they isolate the pods that they select, and allow nothing. netverdict status names them.")
 	sourceFailing  = gauge("source_failing", "1 while the newest state of the source (API server or manifests) cannot be read or enforced.")
 
 	sourceConnected = gauge("source_connected", "1 while the API server's objects of a kind are being watched. Only with an API server.", "kind")

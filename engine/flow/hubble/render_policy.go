@@ -108,6 +108,9 @@ func why(o *policy.Outcome) string {
 		if more := len(o.IsolatedBy) - len(names); more > 0 {
 			text += " and " + strconv.Itoa(more) + " more"
 		}
+		if len(o.OverLimit) > 0 {
+			text += "; over a limit, so without rules: " + o.OverLimit[0].String()
+		}
 		return text
 	}
 	return o.Reason.String()
