@@ -49,7 +49,7 @@ func TestPolicyChurn(t *testing.T) {
 		t.Run(backend, func(t *testing.T) {
 			c := newChurnTrial(t, uint64(7+i))
 			c.start(churnEvery, *churnTime, "--iptables-backend="+backend)
-			c.probe(*churnTime, 8, 0)
+			c.probe(*churnTime, 8, 5*time.Millisecond)
 			c.finish()
 			c.report(*churnTime)
 		})
@@ -96,11 +96,14 @@ type churnTrial struct {
 	sent              map[churnKey]int64
 	size              churnReport
 
-	pending                                              []churnProbe
-	records, wrong, stale, probes, leaked, broken        int
-	allowed, denied, answered, older                     int
-	lost                                                 uint64
-	firstForced, lastForced, firstOffered, lastOffered64 int64
+	pending                   []churnProbe
+	records, allowed, denied  int
+	wrong, stale              int
+	probes, answered          int
+	leaked, broken            int
+	forced                    int // states
+	lost                      uint64
+	firstOffered, lastOffered int64
 }
 
 func newChurnTrial(t *testing.T, seed uint64) *churnTrial {
@@ -229,11 +232,11 @@ func (c *churnTrial) take(r *churnReport) {
 		if len(c.offered) == 0 {
 			c.firstOffered = r.At
 		}
-		c.lastOffered64 = r.At
+		c.lastOffered = r.At
 		c.offered = trim(append(c.offered, moment{r.State, r.At}))
 	case "enforced":
 		c.enforced = trim(append(c.enforced, moment{r.State, r.At}))
-		c.older++
+		c.forced++
 	case "record":
 		c.judge(r)
 	case "lost":
@@ -307,9 +310,15 @@ func (c *churnTrial) probe(long time.Duration, clients int, rest time.Duration) 
 	for i := range clients {
 		wg.Go(func() {
 			rng := policytest.NewRand(c.seed<<16 + uint64(i))
+			// Most probes repeat one of a few, half of these from the same port: what the
+			// kernel remembers of them must not outlive its state.
+			usual := make([]policytest.Flow, 4)
 			for n := 0; time.Now().Before(stop); n++ {
-				// Every third probe of a client reuses its source port: a live flow.
-				c.one(rng, uint16(20000+i), n%3 == 0)
+				f := &usual[rng.IntN(len(usual))]
+				if !f.Src.IsValid() || rng.IntN(20) == 0 {
+					*f = c.draw(rng)
+				}
+				c.one(*f, uint16(20000+i), n%2 == 0)
 				time.Sleep(rest)
 			}
 		})
@@ -331,19 +340,25 @@ func (c *churnTrial) probe(long time.Duration, clients int, rest time.Duration) 
 	settled.Wait()
 }
 
-// one sends one probe between addresses that concern the cluster.
-func (c *churnTrial) one(rng *rand.Rand, port uint16, live bool) {
+// draw chooses a connection between addresses that concern the cluster.
+func (c *churnTrial) draw(rng *rand.Rand) policytest.Flow {
 	c.mu.Lock()
 	now := c.newest
 	c.mu.Unlock()
-	var f policytest.Flow
 	for {
-		f = policytest.RandomFlow(rng, now)
+		f := policytest.RandomFlow(rng, now)
 		from, to := c.at[f.Src], c.at[f.Dst]
 		if from != nil && to != nil && from != to && (f.Protocol == policy.TCP || f.Protocol == policy.UDP) && slices.Contains(policytest.PortNumbers(), f.Port) {
-			break
+			return f
 		}
 	}
+}
+
+// one sends one probe, of a live flow from a port that is used again and again.
+func (c *churnTrial) one(f policytest.Flow, port uint16, live bool) {
+	c.mu.Lock()
+	now := c.newest
+	c.mu.Unlock()
 	p := churnProbe{flow: f}
 	if live && f.Protocol == policy.UDP {
 		p.from = port
@@ -538,9 +553,9 @@ func (c *churnTrial) finish() {
 
 func (c *churnTrial) report(long time.Duration) {
 	c.t.Helper()
-	rate := float64(c.cluster.mutated-1) / (time.Duration(c.lastOffered64 - c.firstOffered).Seconds())
+	rate := float64(c.cluster.mutated-1) / (time.Duration(c.lastOffered - c.firstOffered).Seconds())
 	c.t.Logf("%v of churn: %d changes (%.1f a second), %d states enforced; %d flow records, %d allow and %d deny: wrong %d, judged by an older state %d, lost %d; %d connections, %d answered: leaked %d, broken %d",
-		long, c.cluster.mutated-1, rate, c.older, c.records, c.allowed, c.denied, c.wrong, c.stale, c.lost, c.probes, c.answered, c.leaked, c.broken)
+		long, c.cluster.mutated-1, rate, c.forced, c.records, c.allowed, c.denied, c.wrong, c.stale, c.lost, c.probes, c.answered, c.leaked, c.broken)
 	if c.records == 0 || c.allowed == 0 || c.denied == 0 || c.answered == 0 || c.answered == c.probes {
 		c.t.Error("too little happened to mean anything")
 	}
