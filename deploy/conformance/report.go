@@ -5,7 +5,6 @@ package main
 import (
 	"context"
 	"encoding/xml"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -52,10 +51,25 @@ type report struct {
 	results map[column][]result
 	took    map[column]time.Duration
 	begun   time.Time
+	tested  string // what was tested, on what
 }
 
-func newReport(columns []column) *report {
-	return &report{columns: columns, results: map[column][]result{}, took: map[column]time.Duration{}, begun: time.Now()}
+func newReport(columns []column, tested string) *report {
+	return &report{columns: columns, results: map[column][]result{}, took: map[column]time.Duration{}, begun: time.Now(), tested: tested}
+}
+
+// tested describes netverdict, its commit and the machine. It is asked before the
+// tests: their results are files of the tree, which they make a dirty one.
+func tested(ctx context.Context, netverdict string) (string, error) {
+	var text strings.Builder
+	for _, args := range [][]string{{netverdict, "version"}, {filepath.Join(repository, ".ci", "machine")}} {
+		out, err := exec.CommandContext(ctx, args[0], args[1:]...).CombinedOutput()
+		if err != nil {
+			return "", fmt.Errorf("describe what is tested: %v: %w\n%s", args, err, out)
+		}
+		text.Write(out)
+	}
+	return text.String(), nil
 }
 
 // add takes the results of one suite.
@@ -180,7 +194,7 @@ func indent(text string) string {
 }
 
 // write writes the JUnit files and the summary.
-func (r *report) write(ctx context.Context, dir string) error {
+func (r *report) write(dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
@@ -194,19 +208,15 @@ func (r *report) write(ctx context.Context, dir string) error {
 			return err
 		}
 	}
-	machine, err := exec.CommandContext(ctx, filepath.Join(repository, ".ci", "machine")).CombinedOutput()
-	if err != nil {
-		return errors.Join(err, errors.New(string(machine)))
-	}
-	return os.WriteFile(filepath.Join(dir, "README.md"), []byte(r.markdown(string(machine))), 0o644)
+	return os.WriteFile(filepath.Join(dir, "README.md"), []byte(r.markdown()), 0o644)
 }
 
 // markdown is the summary.
-func (r *report) markdown(machine string) string {
+func (r *report) markdown() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "# Conformance of netverdict with Kubernetes NetworkPolicy\n\nWritten by `make conformance`, which took %.0f minutes; [how it works](../README.md).\n\n"+
 		"Upstream: e2e.test of Kubernetes %s, unmodified. \"no agent\" is the same cluster without netverdict: what is to be denied must fail there.\n\n"+
-		"```\n%s```\n\n", time.Since(r.begun).Minutes(), kubetest.Version(), machine)
+		"```\n%s```\n\n", time.Since(r.begun).Minutes(), kubetest.Version(), r.tested)
 	r.counts(&b)
 	r.left(&b)
 	for _, suite := range []string{theirs, ours} {
@@ -223,20 +233,22 @@ func (r *report) counts(b *strings.Builder) {
 	b.WriteString("\nIPv4 and IPv6 name the primary family of a dual-stack cluster: upstream's tests use it, ours use both in either.\n\n")
 }
 
-// left lists what did not run, and what passes without an agent, each with its reason.
+// left counts and lists what cannot run, and lists what passes without an agent, each
+// with its reason.
 func (r *report) left(b *strings.Builder) {
-	first := r.columns[0]
-	b.WriteString("Not runnable here:\n\n")
-	none := true
-	for _, name := range r.names(theirs) {
-		if res := r.find(first, theirs, name); res.outcome == notRun {
-			fmt.Fprintf(b, "- %s: %s\n", name, res.message)
-			none = false
+	all := r.names(theirs)
+	var cannot []string
+	omitted := 0
+	for _, name := range all {
+		switch why := notRunnable(name); {
+		case why != "":
+			cannot = append(cannot, fmt.Sprintf("- %s: %s\n", name, why))
+		case r.find(r.columns[0], theirs, name).outcome == notRun:
+			omitted++
 		}
 	}
-	if none {
-		b.WriteString("- nothing\n")
-	}
+	fmt.Fprintf(b, "Of upstream's %d tests %d are runnable here, of which %d were left out; %d are not:\n\n%s",
+		len(all), len(all)-len(cannot), omitted, len(cannot), strings.Join(cannot, ""))
 	b.WriteString("\nNeed no enforcement, so they pass without an agent:\n\n")
 	for _, suite := range []string{theirs, ours} {
 		for _, name := range r.names(suite) {

@@ -19,7 +19,7 @@ var (
 )
 
 func reportOf(on, off result) *report {
-	r := newReport([]column{withAgent, withoutAgent})
+	r := newReport([]column{withAgent, withoutAgent}, "cores: 2\n")
 	r.add(withAgent, []result{on})
 	r.add(withoutAgent, []result{off})
 	return r
@@ -109,8 +109,8 @@ func TestReadJUnitOfASuiteThatDidNotRun(t *testing.T) {
 func TestSummary(t *testing.T) {
 	r := reportOf(result{suite: theirs, name: "Netpol should deny", outcome: passed, took: time.Minute},
 		result{suite: theirs, name: "Netpol should deny", outcome: failed, took: time.Second})
-	text := r.markdown("cores: 2\n")
-	for _, want := range []string{"cores: 2", "| Netpol should deny | pass 60s | **fail** 1s |", "| IPv4, no agent | 0 passed, 1 failed, 0 not run |"} {
+	text := r.markdown()
+	for _, want := range []string{"cores: 2", "Of upstream's 1 tests 1 are runnable here, of which 0 were left out; 0 are not", "| Netpol should deny | pass 60s | **fail** 1s |", "| IPv4, no agent | 0 passed, 1 failed, 0 not run |"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("the summary lacks %q:\n%s", want, text)
 		}

@@ -75,7 +75,11 @@ func run(ctx context.Context, o *options, dir string, programs map[string]string
 	if err := quiet(filepath.Join(dir, "kubelets.log")); err != nil {
 		return err
 	}
-	rep := newReport(cols)
+	what, err := tested(ctx, programs["netverdict"])
+	if err != nil {
+		return err
+	}
+	rep := newReport(cols, what)
 	for _, c := range cols {
 		begin := time.Now()
 		if err := runColumn(ctx, o, c, rep, filepath.Join(dir, c.file()), programs); err != nil {
@@ -85,7 +89,7 @@ func run(ctx context.Context, o *options, dir string, programs map[string]string
 		fmt.Printf("%-15s %s in %s\n", c, rep.count(c), rep.took[c].Round(time.Second))
 	}
 	if o.results != "" {
-		if err := rep.write(ctx, o.results); err != nil {
+		if err := rep.write(o.results); err != nil {
 			return err
 		}
 	}
