@@ -53,7 +53,12 @@ func enter(ctx context.Context, o *options) (err error) {
 	if err != nil {
 		return err
 	}
-	err = again(ctx, insideEnv+"="+string(text), dirEnv+"="+dir)
+	// e2e.test leaves directories where its temporary files go.
+	temporary := filepath.Join(dir, "tmp")
+	if err := os.Mkdir(temporary, 0o755); err != nil {
+		return err
+	}
+	err = again(ctx, insideEnv+"="+string(text), dirEnv+"="+dir, "TMPDIR="+temporary)
 	var exit *exec.ExitError
 	switch {
 	case ctx.Err() != nil:
