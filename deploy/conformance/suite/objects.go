@@ -33,7 +33,8 @@ type pod struct {
 	node        int // from 1; 0: the scheduler's choice
 	labels      string
 	tcp, udp    []int32
-	named       string // name of the first TCP port
+	sctp        []int32 // declared only: the kernel here may have no SCTP sockets to serve on
+	named       string  // name of the first TCP port
 	hostNetwork bool
 	addresses   []netip.Addr // asked for; empty: any
 	command     []string     // instead of a server on the ports
@@ -145,6 +146,9 @@ func (p *pod) container() corev1.Container {
 	for _, port := range p.udp {
 		c.Ports = append(c.Ports, corev1.ContainerPort{Name: fmt.Sprintf("udp-%d", port), ContainerPort: port, Protocol: corev1.ProtocolUDP})
 		c.Env = append(c.Env, corev1.EnvVar{Name: "SERVE_UDP_PORT_" + strconv.Itoa(int(port)), Value: p.name})
+	}
+	for _, port := range p.sctp {
+		c.Ports = append(c.Ports, corev1.ContainerPort{Name: fmt.Sprintf("sctp-%d", port), ContainerPort: port, Protocol: corev1.ProtocolSCTP})
 	}
 	return c
 }

@@ -125,3 +125,39 @@ ingress:
 	t.sctpBlocked(client, server, 80)
 	t.tcpPasses(client, server, 80)
 }
+
+func sctpRangesAndNames(t *T) {
+	ns := t.namespace("a")
+	server := t.pod(ns, pod{name: "server", node: 1, labels: "app=server", tcp: []int32{80}, sctp: []int32{9000}})
+	client := t.pod(ns, pod{name: "client", node: 2})
+	t.sctpPasses(client, server, 80)
+	t.policy(ns, "range-and-names", `
+podSelector: {matchLabels: {app: server}}
+ingress:
+- ports:
+  - {protocol: SCTP, port: 8000, endPort: 8010}
+  - {protocol: SCTP, port: sctp-9000}
+  - {protocol: SCTP, port: tcp-80}`)
+	for _, port := range []uint16{8000, 8010, 9000} {
+		t.sctpPasses(client, server, port)
+	}
+	for _, port := range []uint16{80, 7999, 8011, 9001} {
+		t.sctpBlocked(client, server, port)
+	}
+	t.tcpBlocked(client, server, 80)
+}
+
+func sctpEgress(t *T) {
+	ns := t.namespace("a")
+	server := t.pod(ns, pod{name: "server", node: 1, tcp: []int32{80}})
+	client := t.pod(ns, pod{name: "client", node: 2, labels: "app=client"})
+	t.tcpPasses(client, server, 80)
+	t.policy(ns, "sctp-80", `
+podSelector: {matchLabels: {app: client}}
+policyTypes: [Egress]
+egress:
+- ports: [{protocol: SCTP, port: 80}]`)
+	t.sctpPasses(client, server, 80)
+	t.sctpBlocked(client, server, 81)
+	t.tcpBlocked(client, server, 80)
+}

@@ -32,6 +32,11 @@ type Test struct {
 var Tests = []Test{
 	{Name: "SCTP: a policy that allows a port over SCTP passes that association and nothing else", run: sctpPort},
 	{Name: "SCTP: a policy that allows a port over TCP does not pass SCTP", run: sctpIsNotTCP},
+	{Name: "SCTP: ranges and named ports are of the policy's protocol", run: sctpRangesAndNames},
+	{Name: "SCTP: egress that allows a port over SCTP passes that and nothing else", run: sctpEgress},
+	{Name: "SCTP, in place of upstream's: should support a 'default-deny-ingress' policy", run: sctpDefaultDeny},
+	{Name: "SCTP, in place of upstream's: should enforce policy based on Ports", run: sctpNamespacePort},
+	{Name: "SCTP, in place of upstream's: should enforce policy to allow traffic only from a pod in a different namespace based on PodSelector and NamespaceSelector", run: sctpPodAndNamespace},
 	{Name: "endPort: both ends of a TCP and UDP range pass, their neighbours do not", run: endPort},
 	{Name: "dual stack: selectors hold for every pair of addresses", run: dualStackSelectors},
 	{Name: "dual stack: an ipBlock of one family says nothing about the other", run: dualStackBlocks},
