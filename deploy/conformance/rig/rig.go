@@ -179,6 +179,9 @@ func (r *Rig) Healthy() error {
 	return nil
 }
 
+// Enforces tells whether the nodes have agents.
+func (r *Rig) Enforces() bool { return r.opts.Enforce }
+
 // Host is the network of a pod that runs.
 func (r *Rig) Host(p *corev1.Pod) (*netlab.Host, error) {
 	for _, n := range r.Nodes {

@@ -58,7 +58,8 @@ func (l *live) talk(patience time.Duration) error {
 
 // cut demands that a connection stops carrying, soon and for good.
 func (t *T) cut(l *live) {
-	deadline := time.Now().Add(settle)
+	patience := t.untilDenied()
+	deadline := time.Now().Add(patience)
 	for {
 		err := l.talk(3 * time.Second)
 		if errors.Is(err, os.ErrDeadlineExceeded) || isReset(err) {
@@ -66,7 +67,7 @@ func (t *T) cut(l *live) {
 		}
 		t.must(err)
 		if time.Now().After(deadline) {
-			t.fail("%s still %w after %v", l.what, ErrPasses, settle)
+			t.fail("%s still %w after %v", l.what, ErrPasses, patience)
 		}
 		time.Sleep(100 * time.Millisecond)
 	}

@@ -17,8 +17,13 @@ const (
 	// answer is how long an attempt waits. The machine may be busy: what must pass is
 	// tried again for as long as settle.
 	answer = 1500 * time.Millisecond
+	// late is how long it waits once the thing has passed: then silence is a failure,
+	// and must not be a busy machine.
+	late = 10 * time.Second
 	// settle bounds the time until a change is in force, and until a server listens.
 	settle = 45 * time.Second
+	// hopeless is as long as upstream waits for a denial. Without agents none comes.
+	hopeless = 10 * time.Second
 	// sure is how often a result must be seen in a row.
 	sure = 3
 )
@@ -41,9 +46,17 @@ func (t *T) passes(what string, try attempt) { t.demand(what, errDoesNotPass, tr
 func (t *T) blocked(what string, try attempt) { t.demand(what, ErrPasses, try, errBlocked) }
 
 func (t *T) demand(what string, otherwise error, try attempt, want error) {
-	deadline := time.Now().Add(settle)
+	patience := settle
+	if errors.Is(want, errBlocked) {
+		patience = t.untilDenied()
+	}
+	deadline := time.Now().Add(patience)
 	for row := 0; row < sure; {
-		err := t.once(try)
+		wait := answer
+		if want == nil && row > 0 {
+			wait = late
+		}
+		err := t.once(try, wait)
 		if t.ctx.Err() != nil {
 			t.fail("%s: %w", what, context.Cause(t.ctx))
 		}
@@ -61,8 +74,16 @@ func (t *T) demand(what string, otherwise error, try attempt, want error) {
 	}
 }
 
-func (t *T) once(try attempt) error {
-	ctx, cancel := context.WithTimeout(t.ctx, answer)
+// untilDenied bounds the time until something that is forbidden no longer passes.
+func (t *T) untilDenied() time.Duration {
+	if t.rig.Enforces() {
+		return settle
+	}
+	return hopeless
+}
+
+func (t *T) once(try attempt, wait time.Duration) error {
+	ctx, cancel := context.WithTimeout(t.ctx, wait)
 	defer cancel()
 	return try(ctx)
 }
