@@ -58,10 +58,11 @@ func podStartText(state string) string {
 }
 
 // notePodRanges warns when a pod of this node is open until it is known, because
-// the node's pod ranges are not: once, and again when that has changed.
+// the node's pod ranges are not: once, and again when that has changed. An audit
+// opens and holds nothing.
 func (a *agent) notePodRanges(s *policy.Snapshot) {
 	now := podStart(len(s.LocalPodCIDRs))
-	if now == a.podStart {
+	if now == a.podStart || a.options.mode.audits() {
 		return
 	}
 	if now == podStartOpen {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"time"
 
+	"github.com/netverdict/netverdict/engine"
 	"github.com/netverdict/netverdict/kube"
 	"github.com/netverdict/netverdict/policy"
 )
@@ -75,7 +76,10 @@ func (s *Status) addTree(e judge) {
 	if tree == nil {
 		return
 	}
-	s.Revision, s.PodStart = revision, podStart(len(tree.LocalPodCIDRs()))
+	s.Revision = revision
+	if _, enforces := e.(*engine.Engine); enforces {
+		s.PodStart = podStart(len(tree.LocalPodCIDRs()))
+	}
 	s.Policies, s.Addresses = tree.Stats().Policies, tree.Stats().Addresses
 	s.OverLimit = tree.OverLimit()
 	for range tree.Policed(policy.Egress) {

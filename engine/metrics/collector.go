@@ -8,6 +8,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sys/unix"
 
+	"github.com/netverdict/netverdict/engine/audit"
 	"github.com/netverdict/netverdict/engine/queue"
 	"github.com/netverdict/netverdict/policy"
 )
@@ -46,9 +47,19 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	}
 	collectTree(ch, k.Engine)
 	collectDecisions(ch, k.Engine)
+	if a, ok := k.Engine.(interface{ Copies() audit.Stats }); ok {
+		collectCopies(ch, a.Copies())
+	}
 	for i, q := range k.Queues {
 		collectQueue(ch, strconv.Itoa(int(k.First)+i), q.Stats())
 	}
+}
+
+func collectCopies(ch chan<- prometheus.Metric, s audit.Stats) {
+	send(ch, auditPackets, s.Copied, "copied")
+	send(ch, auditPackets, s.KernelDropped, "dropped")
+	send(ch, auditPackets, s.Malformed, "malformed")
+	send(ch, auditPackets, s.NotIP, "not-ip")
 }
 
 func (c *collector) collectState(ch chan<- prometheus.Metric) {

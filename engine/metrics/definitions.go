@@ -38,6 +38,9 @@ var (
 	holdExpired = counter("holds_expired_total", "Packets whose pod did not become known in time (--hold-time): --unknown-pod decided them.")
 )
 
+// What an agent with --mode=audit sees.
+var auditPackets = counter("audit_packets_total", "Packets that may begin a flow, only with --mode=audit. copied: seen, the others included. dropped: lost, because the socket's buffer was full. malformed, not-ip: not judged.", "fate")
+
 // Policies and how soon they are enforced.
 var (
 	policies  = gauge("policies", "Policies that select a pod of this node.")
