@@ -152,7 +152,7 @@ PROMISES ?= bench/results/$(shell date -u +%Y-%m-%d)-promises.txt
 promises: deps-test ## What we promise of live flows, pod start, upgrades and floods, at full count, into PROMISES (root; 40 minutes)
 	@mkdir -p $(dir $(PROMISES))
 	@.ci/machine | tee $(PROMISES)
-	go test -count=1 -timeout 1h -v -run '$(call promised,TestLiveFlows TestPodStart)' ./engine -pods=500 -prompt=100ms 2>&1 | $(FIGURES) | tee -a $(PROMISES)
+	go test -count=1 -timeout 1h -v -run '$(call promised,TestLiveFlows TestKeptFlows TestPodStart)' ./engine -pods=500 -prompt=100ms -dip=5 -dip-windows=30 2>&1 | $(FIGURES) | tee -a $(PROMISES)
 	go test -count=1 -timeout 1h -v -run '$(call promised,TestAgentsFollowEachOther TestFlood TestPolicyChurn)' ./cmd/netverdict -churn-time=60s -turns=20 -connect-rate=300 -flood-time=10s -flood-cpu=5 -flood-keep=80 2>&1 | $(FIGURES) | tee -a $(PROMISES)
 
 SOAK     ?= 30m

@@ -25,7 +25,7 @@ type liveOptions struct {
 
 func (o *liveOptions) addFlags(f *pflag.FlagSet) {
 	f.DurationVar(&o.holdRemote, "hold-remote", time.Second, "how long packets wait that would be denied, while an address of another node's pod range has no known pod; 0 denies them at once")
-	f.Uint32Var(&o.askLimit, "ask-limit", 5000, "new connections a second of one source address that are asked about, more are dropped, so that a flood leaves room for others; 0 is no limit")
+	f.Uint32Var(&o.askLimit, "ask-limit", 3000, "new connections a second of one source address that are asked about, more are dropped, so that a flood leaves room for others; 0 is no limit")
 }
 
 func (o *liveOptions) validate() error {
