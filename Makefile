@@ -149,11 +149,13 @@ FIGURES  := grep -E '^ *(--- |ok|FAIL|panic)|^ +[a-z_]+_test.go:[0-9]+: '
 PROMISES ?= bench/results/$(shell date -u +%Y-%m-%d)-promises.txt
 
 .PHONY: promises
-promises: deps-test ## What we promise of live flows, pod start, upgrades and floods, at full count, into PROMISES (root; 40 minutes)
+promises: deps-test ## What we promise of live flows, pod start, upgrades and floods, at full count, into PROMISES (root; 15 minutes)
 	@mkdir -p $(dir $(PROMISES))
 	@.ci/machine | tee $(PROMISES)
-	go test -count=1 -timeout 1h -v -run '$(call promised,TestLiveFlows TestKeptFlows TestPodStart)' ./engine -pods=500 -prompt=100ms -dip=5 -dip-windows=30 2>&1 | $(FIGURES) | tee -a $(PROMISES)
-	go test -count=1 -timeout 1h -v -run '$(call promised,TestAgentsFollowEachOther TestFlood TestPolicyChurn)' ./cmd/netverdict -churn-time=60s -turns=20 -connect-rate=300 -flood-time=10s -flood-cpu=5 -flood-keep=80 2>&1 | $(FIGURES) | tee -a $(PROMISES)
+	@failed=0; promise() { "$$@" 2>&1 | $(FIGURES) | tee -a $(PROMISES) || failed=1; }; \
+	promise go test -count=1 -timeout 1h -v -run '$(call promised,TestLiveFlows TestKeptFlows TestPodStart)' ./engine -pods=500 -prompt=100ms -dip=5 -dip-windows=30; \
+	promise go test -count=1 -timeout 1h -v -run '$(call promised,TestAgentsFollowEachOther TestFlood TestPolicyChurn)' ./cmd/netverdict -churn-time=60s -turns=20 -connect-rate=300 -flood-time=10s -flood-cpu=5 -flood-keep=80; \
+	exit $$failed
 
 SOAK     ?= 30m
 SOAKFILE ?= bench/results/$(shell date -u +%Y-%m-%d)-soak.txt

@@ -27,7 +27,7 @@ type agentOptions struct {
 	manifests    string
 	recursive    bool
 	kubeconfig   string
-	health       string
+	health       healthAddress
 	statusSocket string
 	niceGiven    bool // --worker-nice was given, so it must be possible
 	nodeName     string
@@ -94,7 +94,7 @@ func (o *agentOptions) addFlags(cmd *cobra.Command) {
 	f.StringVar(&o.kubeconfig, "kubeconfig", "", "`path` of a kubeconfig; without it and --manifests, the cluster that the agent runs in")
 	f.BoolVarP(&o.recursive, "recursive", "R", false, "read subdirectories too")
 	f.StringVar(&o.nodeName, "node-name", os.Getenv("NODE_NAME"), "enforce for the pods with this spec.nodeName (default $NODE_NAME); with manifests and without a name, for every pod")
-	f.StringVar(&o.health, "health-address", "", "`address` to serve /healthz and /readyz on, such as 127.0.0.1:8051; none by default")
+	f.Var(&o.health, "health-address", "`address` to serve /healthz and /readyz on, such as 127.0.0.1:8051, or unix:PATH for netverdict probe; none by default")
 	f.StringVar(&o.statusSocket, "status-socket", "", "`path` of a unix socket for netverdict status, such as "+defaultStatusSocket+"; none by default")
 	o.flowLog.addFlags(cmd)
 	f.StringVar(&o.onStop, "on-stop", onStopOpen, "what stays when the agent stops: open removes the rules, keep-closed leaves them and new connections wait or fail")
@@ -190,7 +190,8 @@ func (o *agentOptions) run(ctx context.Context, e env) error {
 		o.queue.Nice = 0
 	}
 	if o.turn.replace {
-		ctx = patient(ctx)
+		o.turn.late = &latecomers{log: log}
+		ctx = patient(ctx, o.turn.late)
 	}
 	for {
 		a, err := o.newAgent(log)

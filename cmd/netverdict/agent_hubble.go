@@ -159,16 +159,16 @@ func (s *flowServer) open(ctx context.Context, o *hubbleOptions, log *slog.Logge
 		if err != nil {
 			return fmt.Errorf("--hubble-tls-…: %w", err)
 		}
-		l, err := listenTCP(ctx, o.listen)
+		l, err := listenTCP(ctx, "--hubble-listen", o.listen)
 		if err != nil {
-			return fmt.Errorf("--hubble-listen: %w", err)
+			return err
 		}
 		s.doors = append(s.doors, door{l, []grpc.ServerOption{grpc.Creds(credentials.NewTLS(config))}})
 	}
 	if o.socket != "" {
 		l, err := o.listenSocket(ctx)
 		if err != nil {
-			return fmt.Errorf("--hubble-socket: %w", err)
+			return err
 		}
 		s.doors = append(s.doors, door{Listener: l})
 	}
@@ -203,7 +203,7 @@ func (o *hubbleOptions) listenSocket(ctx context.Context) (net.Listener, error) 
 	if err != nil {
 		return nil, err
 	}
-	return listen(ctx, func() (net.Listener, error) { return o.bindSocket(ctx, gid) })
+	return listen(ctx, "--hubble-socket", o.socket, func() (net.Listener, error) { return o.bindSocket(ctx, gid) })
 }
 
 func (o *hubbleOptions) bindSocket(ctx context.Context, gid int) (net.Listener, error) {

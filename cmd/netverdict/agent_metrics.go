@@ -40,9 +40,9 @@ func (o *metricsOptions) validate() error {
 
 // serveMetrics answers scrapes until ctx ends.
 func (a *agent) serveMetrics(ctx context.Context) error {
-	l, err := listenTCP(ctx, a.options.metrics.address)
+	l, err := listenTCP(ctx, "--metrics-address", a.options.metrics.address)
 	if err != nil {
-		return fmt.Errorf("--metrics-address: %w", err)
+		return err
 	}
 	mux := http.NewServeMux()
 	mux.Handle("GET "+pathMetrics, metrics.Handler(a.measured(), a.changes, a.log))
@@ -83,7 +83,10 @@ func (a *agent) measuredState() metrics.State {
 			overLimit = len(tree.OverLimit())
 		}
 	}
-	return metrics.State{OverLimit: overLimit, Enforcing: state.enforcing && !a.options.mode.audits(), Failing: state.problem() != "", Oldest: a.oldestChange(state.waiting)}
+	return metrics.State{
+		Enforcing: state.enforcing && !a.options.mode.audits(), Failing: state.problem() != "", OverLimit: overLimit,
+		Waiting: len(a.options.turn.late.names()), Oldest: a.oldestChange(state.waiting),
+	}
 }
 
 // oldestChange is when the oldest change came that is known and not in force, whether

@@ -39,9 +39,9 @@ func (o *profileOptions) validate() error {
 
 // serve answers go tool pprof until ctx ends.
 func (o *profileOptions) serve(ctx context.Context) error {
-	l, err := new(net.ListenConfig).Listen(ctx, "tcp", o.address)
+	l, err := listenTCP(ctx, "--pprof", o.address)
 	if err != nil {
-		return fmt.Errorf("--pprof: %w", err)
+		return err
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)

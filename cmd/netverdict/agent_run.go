@@ -164,12 +164,8 @@ func closeAll(queues []queue.Source) error {
 func (a *agent) work(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return a.watch(ctx) })
-	if a.options.health != "" {
-		group.Go(func() error { return serveHealth(ctx, a.options.health, a.ready, a.options.mode.readyText()) })
-	}
-	if a.options.statusSocket != "" {
-		group.Go(func() error { return serveStatus(ctx, a.options.statusSocket, a.status, a.log) })
-	}
+	a.serveHealth(ctx, group)
+	a.serveStatus(ctx, group)
 	if a.options.metrics.address != "" {
 		group.Go(func() error { return a.serveMetrics(ctx) })
 	}

@@ -1,8 +1,11 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/netverdict/netverdict/engine"
 	"github.com/netverdict/netverdict/kube"
@@ -23,6 +26,20 @@ func (a *agent) ready() error {
 		return errors.New("not auditing: waiting for the first state from " + a.source.String())
 	}
 	return errors.New("not enforcing: waiting for the first state from " + a.source.String())
+}
+
+// serveHealth answers probes until ctx ends.
+func (a *agent) serveHealth(ctx context.Context, group *errgroup.Group) {
+	if a.options.health.given() {
+		group.Go(func() error { return serveHealth(ctx, a.options.health, a.ready, a.options.mode.readyText()) })
+	}
+}
+
+// serveStatus answers netverdict status until ctx ends.
+func (a *agent) serveStatus(ctx context.Context, group *errgroup.Group) {
+	if a.options.statusSocket != "" {
+		group.Go(func() error { return serveStatus(ctx, a.options.statusSocket, a.status, a.log) })
+	}
 }
 
 // status collects what netverdict status shows.
@@ -48,6 +65,7 @@ func (a *agent) status() Status {
 	if auditor := a.auditor.Load(); auditor != nil {
 		s.addAudit(auditor)
 	}
+	s.ListenLater = a.options.turn.late.names()
 	s.FlowsLost = a.collector.Stats().Lost
 	a.addNode(&s)
 	return s

@@ -4,12 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"os"
-	"syscall"
 	"time"
 
 	"github.com/spf13/pflag"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/netverdict/netverdict/engine/hook"
 	"github.com/netverdict/netverdict/engine/queue"
@@ -20,6 +19,7 @@ import (
 type turnOptions struct {
 	replace    bool
 	onReplaced string
+	late       *latecomers // nil without replace
 }
 
 // firstReserved is where the queue numbers begin that are locks (queue.ReservedFor).
@@ -49,22 +49,34 @@ var errReplaced = errors.New("another agent has taken over")
 // process that comes back after a crash is quicker.
 const standbyIdle = 5 * time.Second
 
-// standby waits until the agent that has taken over is gone.
+// standbyAfter is how long an agent that was replaced leaves the addresses that both
+// are to listen on to its successor. Those that differ it gets back.
+const standbyAfter = time.Second
+
+// standby waits until the agent that has taken over is gone. Meanwhile it says that it
+// lives, and does not enforce.
 func (o *agentOptions) standby(ctx context.Context, a *agent) error {
 	a.log.Info("another agent has taken over; this one waits for its end", "pid", os.Getpid())
+	group, ctx := errgroup.WithContext(ctx)
 	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	served := make(chan error, 1)
-	go func() {
-		if o.statusSocket == "" {
-			served <- nil
-			return
+	group.Go(func() error {
+		if a.options.health.own() {
+			a.serveHealth(ctx, group)
 		}
-		served <- serveStatus(ctx, o.statusSocket, a.status, a.log)
-	}()
-	err := turn.AwaitFree(ctx, a.rules, hook.DefaultPrefix, standbyIdle)
-	cancel()
-	return errors.Join(err, <-served)
+		if !sleep(ctx, standbyAfter) {
+			return nil
+		}
+		if !a.options.health.own() {
+			a.serveHealth(ctx, group)
+		}
+		a.serveStatus(ctx, group)
+		return nil
+	})
+	group.Go(func() error {
+		defer cancel()
+		return turn.AwaitFree(ctx, a.rules, hook.DefaultPrefix, standbyIdle)
+	})
+	return group.Wait()
 }
 
 // ignoreEnd returns nil for an error that only says that ctx has ended.
@@ -118,81 +130,4 @@ func (a *agent) openRange(first uint16) ([]queue.Source, error) {
 		queues = append(queues, q)
 	}
 	return queues, nil
-}
-
-// patientKey marks a context in which addresses may be in use for a while.
-type patientKey struct{}
-
-// patient returns a context for an agent that takes over from another, which still
-// has the addresses that both are to listen on.
-func patient(ctx context.Context) context.Context {
-	return context.WithValue(ctx, patientKey{}, true)
-}
-
-// listen opens a listener. One whose address is in use is opened later, in a patient
-// context: it accepts nobody until then.
-func listen(ctx context.Context, open func() (net.Listener, error)) (net.Listener, error) {
-	l, err := open()
-	if err == nil || ctx.Value(patientKey{}) == nil || !errors.Is(err, syscall.EADDRINUSE) {
-		return l, err
-	}
-	return &lateListener{open: open, opened: make(chan struct{}), closed: make(chan struct{})}, nil
-}
-
-func listenTCP(ctx context.Context, address string) (net.Listener, error) {
-	return listen(ctx, func() (net.Listener, error) { return new(net.ListenConfig).Listen(ctx, "tcp", address) })
-}
-
-// lateListener listens as soon as it can.
-type lateListener struct {
-	open func() (net.Listener, error)
-	net.Listener
-	opened, closed chan struct{}
-}
-
-const lateEvery = 100 * time.Millisecond
-
-// Accept is called by one goroutine, as servers do.
-func (l *lateListener) Accept() (net.Conn, error) {
-	for l.Listener == nil {
-		inner, err := l.open()
-		switch {
-		case err == nil:
-			l.Listener = inner
-			close(l.opened)
-		case !errors.Is(err, syscall.EADDRINUSE):
-			return nil, err
-		}
-		select {
-		case <-l.closed:
-			return nil, net.ErrClosed
-		case <-time.After(lateEvery):
-		}
-	}
-	return l.Listener.Accept()
-}
-
-// Close may be called by any goroutine, once.
-func (l *lateListener) Close() error {
-	close(l.closed)
-	select {
-	case <-l.opened:
-		return l.Listener.Close()
-	default:
-		return nil
-	}
-}
-
-func (l *lateListener) Addr() net.Addr {
-	select {
-	case <-l.opened:
-		return l.Listener.Addr()
-	default:
-		return &net.UnixAddr{Name: "not open yet"}
-	}
-}
-
-// inUse is the error of a socket on which another agent answers.
-func inUse(path string) error {
-	return fmt.Errorf("%s: another agent answers there: %w", path, syscall.EADDRINUSE)
 }

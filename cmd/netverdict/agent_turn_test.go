@@ -2,10 +2,8 @@ package main
 
 import (
 	"context"
-	"errors"
 	"flag"
 	"fmt"
-	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -296,8 +294,9 @@ func TestStandby(t *testing.T) {
 	l.serve(l.server, 80)
 	l.write("policy.yaml", policyFor("client", "server"))
 	socket := filepath.Join(t.TempDir(), "first.sock")
-	flags := []string{"--on-stop=open", "--replace", "--on-replaced=standby", "--health-address=127.0.0.1:8051"}
-	first := l.agent(append(flags, "--status-socket="+socket)...)
+	flags := []string{"--on-stop=open", "--replace", "--on-replaced=standby", "--metrics-address=127.0.0.1:8052"}
+	health := "unix:" + filepath.Join(t.TempDir(), "health.sock")
+	first := l.agent(append(flags, "--status-socket="+socket, "--health-address="+health)...)
 	second := l.agent(flags...)
 	first.await(0, "waits for its end")
 	for deadline := time.Now().Add(agentPatience); ; time.Sleep(10 * time.Millisecond) {
@@ -308,6 +307,12 @@ func TestStandby(t *testing.T) {
 		if time.Now().After(deadline) {
 			t.Fatalf("status in standby: %+v, %v", s, err)
 		}
+	}
+	if code, said, _ := probed("healthz", "--health-address", health); code != exitOK {
+		t.Errorf("healthz in standby: exit code %d, %q", code, said)
+	}
+	if code, said, _ := probed("readyz", "--health-address", health); code != exitNo || !strings.Contains(said, errReplaced.Error()) {
+		t.Errorf("readyz in standby: exit code %d, %q", code, said)
 	}
 	since := first.messages.length()
 	second.kill()
@@ -320,6 +325,40 @@ func TestStandby(t *testing.T) {
 	l.expect("after the first has left", true, l.client, l.server, 80)
 	l.expect("after the first has left", false, l.other, l.server, 80)
 	third.terminate()
+	l.demandNothingLeft("in the end")
+}
+
+// TestUpgradeAfterUpgrade: an agent that has taken over is taken over from.
+func TestUpgradeAfterUpgrade(t *testing.T) {
+	l := newAgentLab(t)
+	l.serve(l.server, 80)
+	l.write("policy.yaml", policyFor("client", "server"))
+	dir := t.TempDir()
+	health := func(i int) string { return fmt.Sprintf("--health-address=unix:%s/health-%d.sock", dir, i) }
+	flags := []string{"--replace", "--on-replaced=standby", "--metrics-address=127.0.0.1:8052",
+		"--hubble-socket=" + dir + "/hubble.sock", "--status-socket=" + dir + "/agent.sock"}
+	old := l.agent(append(flags, health(0))...)
+	for i := range 3 {
+		next := l.agent(append(flags, health(i+1))...)
+		old.await(0, "waits for its end")
+		for _, flag := range []string{"metrics-address", "hubble-socket", "status-socket"} {
+			next.await(0, "listens on it now.*--"+flag)
+		}
+		for deadline := time.Now().Add(agentPatience); ; time.Sleep(20 * time.Millisecond) {
+			code, said, problem := probed("readyz", health(i))
+			if code == exitNo && strings.Contains(said, errReplaced.Error()) {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("readyz of agent %d in standby: exit code %d, %q, %q", i, code, said, problem)
+			}
+		}
+		old.terminate()
+		l.expect("after an upgrade", true, l.client, l.server, 80)
+		l.expect("after an upgrade", false, l.other, l.server, 80)
+		old = next
+	}
+	old.terminate()
 	l.demandNothingLeft("in the end")
 }
 
@@ -355,65 +394,4 @@ func TestStopDoesNotWaitForTheLock(t *testing.T) {
 	if len(l.leftovers()) == 0 {
 		t.Error("nothing is left, although the lock was held")
 	}
-}
-
-// TestLateListener accepts as soon as the address is free.
-func TestLateListener(t *testing.T) {
-	ctx := patient(context.Background())
-	early, err := listenTCP(ctx, "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := early.Addr().String()
-	if _, err := listenTCP(context.Background(), address); !errors.Is(err, syscall.EADDRINUSE) {
-		t.Errorf("in an ordinary context: %v", err)
-	}
-	late, err := listenTCP(ctx, address)
-	if err != nil {
-		t.Fatal(err)
-	}
-	accepted := make(chan error, 1)
-	go func() {
-		c, err := late.Accept()
-		if err == nil {
-			_, err = io.WriteString(c, "late")
-			c.Close()
-		}
-		accepted <- err
-	}()
-	early.Close()
-	var got []byte
-	for deadline := time.Now().Add(agentPatience); len(got) == 0 && time.Now().Before(deadline); {
-		if c, err := net.Dial("tcp", address); err == nil {
-			got, _ = io.ReadAll(c)
-			c.Close()
-		}
-	}
-	if err := <-accepted; err != nil || string(got) != "late" {
-		t.Errorf("got %q, %v", got, err)
-	}
-	if err := late.Close(); err != nil {
-		t.Error(err)
-	}
-	never, err := listenTCP(ctx, fmt.Sprint(mustListen(t).Addr()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	go func() {
-		_, err := never.Accept()
-		accepted <- err
-	}()
-	never.Close()
-	if err := <-accepted; !errors.Is(err, net.ErrClosed) {
-		t.Errorf("closed before it was open: %v", err)
-	}
-}
-
-func mustListen(t *testing.T) net.Listener {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { l.Close() })
-	return l
 }

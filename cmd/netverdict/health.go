@@ -8,8 +8,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"os"
-	"path/filepath"
 	"time"
 )
 
@@ -28,9 +26,16 @@ const (
 // holding a connection.
 const readHeaderTimeout = 5 * time.Second
 
-// serveHealth answers probes until ctx ends. The address is usually a loopback
-// one: a host-network pod's probes can reach that.
-func serveHealth(ctx context.Context, address string, ready func() error, readyText string) error {
+// serveHealth answers probes until ctx ends.
+func serveHealth(ctx context.Context, address healthAddress, ready func() error, readyText string) error {
+	l, err := address.listen(ctx)
+	if err != nil {
+		return err
+	}
+	return serve(ctx, l, healthHandler(ready, readyText))
+}
+
+func healthHandler(ready func() error, readyText string) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+pathHealth, func(w http.ResponseWriter, _ *http.Request) {
 		fmt.Fprintln(w, "ok")
@@ -42,11 +47,7 @@ func serveHealth(ctx context.Context, address string, ready func() error, readyT
 		}
 		fmt.Fprintln(w, readyText)
 	})
-	l, err := listenTCP(ctx, address)
-	if err != nil {
-		return fmt.Errorf("--health-address: %w", err)
-	}
-	return serve(ctx, l, mux)
+	return mux
 }
 
 // serveStatus answers netverdict status on a unix socket that only the owner of
@@ -59,53 +60,11 @@ func serveStatus(ctx context.Context, path string, status func() Status, log *sl
 			log.Debug("a status client left early", "error", err)
 		}
 	})
-	l, err := listenPrivate(ctx, path)
+	l, err := listenPrivate(ctx, "--status-socket", path)
 	if err != nil {
-		return fmt.Errorf("--status-socket: %w", err)
+		return err
 	}
 	return serve(ctx, l, mux)
-}
-
-// listenPrivate makes a unix socket with mode 0600, in place of one that a
-// process which is gone left behind.
-func listenPrivate(ctx context.Context, path string) (net.Listener, error) {
-	return listen(ctx, func() (net.Listener, error) { return bindPrivate(ctx, path) })
-}
-
-func bindPrivate(ctx context.Context, path string) (net.Listener, error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return nil, err
-	}
-	if conn, err := new(net.Dialer).DialContext(ctx, "unix", path); err == nil {
-		conn.Close()
-		return nil, inUse(path)
-	}
-	if err := removeSocket(path); err != nil {
-		return nil, err
-	}
-	l, err := new(net.ListenConfig).Listen(ctx, "unix", path)
-	if err != nil {
-		return nil, err
-	}
-	if err := os.Chmod(path, 0o600); err != nil {
-		l.Close()
-		return nil, err
-	}
-	return l, nil
-}
-
-// removeSocket removes a socket, and nothing that is none.
-func removeSocket(path string) error {
-	info, err := os.Lstat(path)
-	switch {
-	case errors.Is(err, os.ErrNotExist):
-		return nil
-	case err != nil:
-		return err
-	case info.Mode().Type() != os.ModeSocket:
-		return fmt.Errorf("%s: there is a file, and it is no socket", path)
-	}
-	return os.Remove(path)
 }
 
 // serve runs a server until ctx ends.

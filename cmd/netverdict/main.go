@@ -78,6 +78,6 @@ Exit codes: 0 yes or done, 1 could not run, 2 ran and the answer is no.`,
 	root.SetIn(e.stdin)
 	root.SetOut(e.stdout)
 	root.SetErr(e.stderr)
-	root.AddCommand(newAgent(e), newAudit(e), newCleanup(e), newDemo(e), newEval(e), newExplain(e), newFlows(e), newStatus(e), newVersion(e))
+	root.AddCommand(newAgent(e), newAudit(e), newCleanup(e), newDemo(e), newEval(e), newExplain(e), newFlows(e), newProbe(e), newStatus(e), newVersion(e))
 	return root
 }

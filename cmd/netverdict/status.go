@@ -56,6 +56,9 @@ type Status struct {
 	// yet: held, or open because the node's pod ranges are unknown.
 	PodStart  string `json:"podStart,omitempty"`
 	FlowsLost uint64 `json:"flowsLost"`
+	// ListenLater are flags and addresses that another process still has, as an agent
+	// does that this one takes over from.
+	ListenLater []string `json:"listenLater,omitempty"`
 	// NodeFacts is what the agent found out about the node.
 	NodeFacts NodeStatus `json:"nodeFacts"`
 	// Rules is what the kernel's rules have matched, in the order in which a packet
@@ -130,7 +133,7 @@ func askStatus(ctx context.Context, socket string) (*Status, error) {
 	}
 	resp, err := client.Do(req)
 	if err != nil {
-		return nil, fmt.Errorf("ask the agent at %s: %w%s", socket, err, statusHint(err))
+		return nil, fmt.Errorf("ask the agent at %s: %w%s", socket, err, hint(err, "--status-socket"))
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
@@ -143,11 +146,12 @@ func askStatus(ctx context.Context, socket string) (*Status, error) {
 	return &s, nil
 }
 
-// statusHint says what usually lies behind an error.
-func statusHint(err error) string {
+// hint says what usually lies behind an error of asking an agent that listens where a
+// flag of its says.
+func hint(err error, flag string) string {
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
-		return " (no agent runs here, or with another --status-socket)"
+		return " (no agent runs here, or with another " + flag + ")"
 	case errors.Is(err, fs.ErrPermission):
 		return " (only the user that runs the agent may ask; try as root)"
 	}
@@ -192,6 +196,9 @@ func writeStatus(out io.Writer, s *Status, output string) error {
 	for _, q := range s.Queues {
 		line(fmt.Sprintf("queue %d", q.Number), "%d packets judged, %d waiting, %d dropped (queue full), %d dropped (buffer full)",
 			q.Packets, q.Waiting, q.QueueDropped, q.BufferDropped)
+	}
+	for _, l := range s.ListenLater {
+		line("waits", "for another process to leave %s", l)
 	}
 	if s.PodStart != "" {
 		line("pod start", "%s", podStartText(s.PodStart))

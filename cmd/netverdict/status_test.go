@@ -123,19 +123,19 @@ func TestStatusSocketSparesFilesAndAgents(t *testing.T) {
 	if err := os.WriteFile(precious, []byte("data"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := listenPrivate(t.Context(), precious); err == nil || !strings.Contains(err.Error(), "no socket") {
+	if _, err := listenPrivate(t.Context(), "--status-socket", precious); err == nil || !strings.Contains(err.Error(), "no socket") {
 		t.Errorf("listening in place of a file: %v, want an error that says so", err)
 	}
 	if data, err := os.ReadFile(precious); err != nil || string(data) != "data" {
 		t.Errorf("the file is gone or changed: %q, %v", data, err)
 	}
 	path := filepath.Join(t.TempDir(), "agent.sock")
-	first, err := listenPrivate(t.Context(), path)
+	first, err := listenPrivate(t.Context(), "--status-socket", path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer first.Close()
-	if _, err := listenPrivate(t.Context(), path); err == nil || !strings.Contains(err.Error(), "another agent") {
+	if _, err := listenPrivate(t.Context(), "--status-socket", path); err == nil || !strings.Contains(err.Error(), "another agent") {
 		t.Errorf("listening in place of an agent: %v, want an error that says so", err)
 	}
 }
@@ -152,7 +152,7 @@ func TestHealthEndpoints(t *testing.T) {
 	ready := make(chan error, 1)
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
-	go func() { ended <- serveHealth(ctx, address, func() error { return <-ready }, "ok") }()
+	go func() { ended <- serveHealth(ctx, healthAddress{address}, func() error { return <-ready }, "ok") }()
 	for _, c := range []struct {
 		path  string
 		ready error

@@ -91,14 +91,15 @@ func TestBadValuesAreRefused(t *testing.T) {
 		{"hubble.group", "netverdict", "group"},
 		{"hubble.history", 0, "history"},
 		{"hubble.tls.secretName", "a b", "secretName"},
-		{"health.port", 0, "port"},
-		{"health.port", "8051", "port"},
+		{"health.port", 8051, "health"},
 		{"image.repository", "", "repository"},
 		{"image.tag", "a b", "tag"},
 		{"image.digest", "sha256:12", "digest"},
 		{"image.pullPolicy", "Sometimes", "pullPolicy"},
-		{"updateStrategy.rollingUpdate.maxSurge", 1, "maxSurge"},
-		{"updateStrategy.rollingUpdate.maxUnavailable", 0, "maxUnavailable"},
+		{"updateStrategy.rollingUpdate.maxSurge", "101%", "maxSurge"},
+		{"updateStrategy.rollingUpdate.maxSurge", 0, "one must be 0, and only one"},
+		{"updateStrategy.rollingUpdate.maxUnavailable", "10%", "one must be 0, and only one"},
+		{"updateStrategy.rollingUpdate.maxUnavailable", -1, "maxUnavailable"},
 		{"terminationGracePeriodSeconds", 0, "terminationGracePeriodSeconds"},
 		{"priorityClassName", "", "priorityClassName"},
 	} {
@@ -144,9 +145,9 @@ func TestValuesTakeEffect(t *testing.T) {
 		"no priority, no capability": {values("agent.workerNice", 0), func(_ objects, _ corev1.PodSpec, c corev1.Container) bool {
 			return slices.Contains(c.Args, "--worker-nice=0") && slices.Equal(c.SecurityContext.Capabilities.Add, []corev1.Capability{"NET_ADMIN", "NET_RAW"})
 		}},
-		"health port": {values("health.port", 9000), func(_ objects, _ corev1.PodSpec, c corev1.Container) bool {
-			return slices.Contains(c.Args, "--health-address=127.0.0.1:9000") && c.ReadinessProbe.HTTPGet.Port.IntVal == 9000 &&
-				c.LivenessProbe.HTTPGet.Port.IntVal == 9000 && c.StartupProbe.HTTPGet.Port.IntVal == 9000
+		"old agents first": {values("updateStrategy.rollingUpdate.maxSurge", 0, "updateStrategy.rollingUpdate.maxUnavailable", "10%"), func(o objects, _ corev1.PodSpec, _ corev1.Container) bool {
+			u := o.agents.Spec.UpdateStrategy.RollingUpdate
+			return u.MaxSurge.IntVal == 0 && u.MaxUnavailable.StrVal == "10%"
 		}},
 		"flows to a group": {values("hubble.group", 4711), func(_ objects, p corev1.PodSpec, c corev1.Container) bool {
 			return slices.Contains(c.Args, "--hubble-group=4711") && slices.Equal(p.SecurityContext.SupplementalGroups, []int64{4711})
@@ -156,8 +157,8 @@ func TestValuesTakeEffect(t *testing.T) {
 		}},
 		"flows on TCP": {values("hubble.tls.secretName", "certs", "hubble.tls.port", 4000, "hubble.clusterName", "prod"), func(o objects, p corev1.PodSpec, c corev1.Container) bool {
 			return slices.Contains(c.Args, "--hubble-listen=:4000") && slices.Contains(c.Args, "--hubble-cluster-name=prod") &&
-				slices.Contains(c.Args, "--hubble-tls-client-ca="+c.VolumeMounts[2].MountPath+"/ca.crt") &&
-				p.Volumes[1].Name == c.VolumeMounts[2].Name && p.Volumes[1].Secret.SecretName == "certs" &&
+				slices.Contains(c.Args, "--hubble-tls-client-ca="+c.VolumeMounts[3].MountPath+"/ca.crt") &&
+				p.Volumes[2].Name == c.VolumeMounts[3].Name && p.Volumes[2].Secret.SecretName == "certs" &&
 				o.peers.Spec.Ports[0].TargetPort.IntVal == 4000 && o.peers.Spec.Selector["app.kubernetes.io/name"] == o.agents.Spec.Template.Labels["app.kubernetes.io/name"]
 		}},
 		"API server": {values("apiServer.host", "192.0.2.1"), func(_ objects, _ corev1.PodSpec, c corev1.Container) bool {

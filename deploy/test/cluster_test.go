@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -108,6 +107,13 @@ func TestAPIServerAcceptsTheManifests(t *testing.T) {
 		} else if *created.Spec.Priority != 2000001000 {
 			t.Errorf("a pod of %s has priority %d, want that of system-node-critical", file, *created.Spec.Priority)
 		}
+	}
+	// Why the agent must not name its ports (TestNoPorts).
+	named := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{GenerateName: "ports-"}, Spec: decode(t, readManifest(t, "install.yaml")).agents.Spec.Template.Spec}
+	named.Spec.Containers[0].Ports = []corev1.ContainerPort{{ContainerPort: 8052}}
+	created, err := c.admin.CoreV1().Pods(namespace).Create(t.Context(), named, metav1.CreateOptions{})
+	if err != nil || created.Spec.Containers[0].Ports[0].HostPort != 8052 {
+		t.Errorf("a port of a pod on the host network: %v, %+v; want it to become a hostPort", err, created)
 	}
 	// The validation is strict indeed.
 	broken := strings.Replace(readManifest(t, "install.yaml"), "maxUnavailable:", "maxUnavailabel:", 1)
@@ -292,7 +298,7 @@ func TestAgentAsInstalled(t *testing.T) {
 	c.apply(t, "install.yaml", "--server-side")
 	c.createObjects(t)
 
-	r := c.startAgent(t, c.tokenDir(t))
+	r := c.startAgent(t, c.tokenDir(t), t.TempDir())
 	pod := c.agents(t).Spec.Template.Spec.Containers[0]
 	awaitProbe(t, r, pod.StartupProbe)
 	awaitProbe(t, r, pod.ReadinessProbe)
@@ -313,11 +319,38 @@ func TestAgentAsInstalled(t *testing.T) {
 	}
 	checkMetrics(t)
 
-	terminate(t, r)
+	terminate(t, c.surge(t, r))
 	said := cleanup(t)
 	if left := leftovers(t); len(left) != 0 {
 		t.Errorf("after cleanup, which said\n%s\nthere still are:\n%s", said, strings.Join(left, "\n"))
 	}
+}
+
+// surge does to a node what a rolling update with maxSurge: 1 does, and returns the
+// agent that is there in the end. bench/netlab/cluster does it under traffic.
+func (c cluster) surge(t *testing.T, old *running) *running {
+	t.Helper()
+	pod := c.agents(t).Spec.Template.Spec.Containers[0]
+	next := c.startAgent(t, c.tokenDir(t), old.host)
+	awaitProbe(t, next, pod.StartupProbe)
+	awaitProbe(t, next, pod.ReadinessProbe)
+	// No probe of the old one's fails that would have it restarted, and its readiness tells why.
+	awaitProbe(t, old, pod.LivenessProbe)
+	if said := awaitAnswer(t, old, pod.ReadinessProbe, false); !strings.Contains(said, "another agent has taken over") {
+		t.Errorf("readiness of the agent that was replaced: %s", said)
+	}
+	terminate(t, old)
+	if out, err := next.exec(t, pod.ReadinessProbe.Exec.Command...); err != nil {
+		t.Errorf("after the end of the old agent the new one is not ready: %v %s\n%s", err, out, next.output)
+	}
+	awaitOutput(t, next, `listens on it now" flag="--metrics-address=:8052"`)
+	awaitOutput(t, next, `listens on it now" flag="--status-socket=`)
+	awaitOutput(t, next, `listens on it now" flag="--hubble-socket=`)
+	checkMetrics(t)
+	if !strings.Contains(strings.Join(leftovers(t), "\n"), "10.244.1.2") {
+		t.Error("after the update the isolated pod's address is in no set")
+	}
+	return next
 }
 
 // checkMetrics asks the port that install.yaml opens.
@@ -347,10 +380,11 @@ func checkMetrics(t *testing.T) {
 	}
 }
 
-// startAgent starts install.yaml's agent with the credentials in a directory.
-func (c cluster) startAgent(t *testing.T, token string) *running {
+// startAgent starts install.yaml's agent with the credentials in a directory, on a node
+// with this root directory.
+func (c cluster) startAgent(t *testing.T, token, host string) *running {
 	t.Helper()
-	agent := installedAgent(t, token)
+	agent := installedAgentOn(t, host, token)
 	host, port, _ := strings.Cut(strings.TrimPrefix(c.URL(), "https://"), ":")
 	agent.Env = append(agent.Env, "KUBERNETES_SERVICE_HOST="+host, "KUBERNETES_SERVICE_PORT="+port)
 	return agent.start(t)
@@ -388,36 +422,26 @@ func (c cluster) tokenDir(t *testing.T) string {
 	return dir
 }
 
-// awaitProbe gives the agent 30 s to satisfy a probe.
+// awaitProbe gives the agent 60 s to satisfy a probe.
 func awaitProbe(t *testing.T, r *running, p *corev1.Probe) {
 	t.Helper()
-	var err error
-	for range 60 {
-		if err = probe(p); err == nil {
-			return
-		}
-		select {
-		case <-r.ended:
-			t.Fatalf("the agent ended (%v) before %s answered:\n%s", r.err, p.HTTPGet.Path, r.output)
-		case <-time.After(500 * time.Millisecond):
-		}
-	}
-	t.Fatalf("%v\n%s", err, r.output)
+	awaitAnswer(t, r, p, true)
 }
 
-// probe asks once, as a kubelet does.
-func probe(p *corev1.Probe) error {
-	client := http.Client{Timeout: time.Duration(p.TimeoutSeconds) * time.Second}
-	url := "http://" + net.JoinHostPort(p.HTTPGet.Host, p.HTTPGet.Port.String()) + p.HTTPGet.Path
-	resp, err := client.Get(url)
-	if err != nil {
-		return err
+// awaitAnswer waits until a probe succeeds, or does not, and returns what it said.
+func awaitAnswer(t *testing.T, r *running, p *corev1.Probe, want bool) (said string) {
+	t.Helper()
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(200 * time.Millisecond) {
+		out, err := r.exec(t, p.Exec.Command...)
+		if (err == nil) == want {
+			return out
+		}
+		if said = fmt.Sprintf("%v: %s", err, out); r.hasEnded() {
+			t.Fatalf("the agent ended (%v) before %q said %v:\n%s", r.err, p.Exec.Command, want, r.output)
+		}
 	}
-	resp.Body.Close()
-	if resp.StatusCode < 200 || resp.StatusCode >= 400 {
-		return fmt.Errorf("%s: %s", url, resp.Status)
-	}
-	return nil
+	t.Fatalf("%q says %s\n%s", p.Exec.Command, said, r.output)
+	return ""
 }
 
 // TestAgentWaitsForTheAPIServer: a node may come up before its API server. The agent
@@ -430,14 +454,14 @@ func TestAgentWaitsForTheAPIServer(t *testing.T) {
 	token := c.tokenDir(t)
 	c.Kill(kubetest.APIServer)
 
-	r := c.startAgent(t, token)
+	r := c.startAgent(t, token, t.TempDir())
 	pod := decode(t, readManifest(t, "install.yaml")).agents.Spec.Template.Spec.Containers[0]
 	awaitProbe(t, r, pod.StartupProbe)
 	for range 4 {
-		if err := probe(pod.LivenessProbe); err != nil {
-			t.Fatalf("liveness while the API server is away: %v\n%s", err, r.output)
+		if out, err := r.exec(t, pod.LivenessProbe.Exec.Command...); err != nil {
+			t.Fatalf("liveness while the API server is away: %v %s\n%s", err, out, r.output)
 		}
-		if err := probe(pod.ReadinessProbe); err == nil {
+		if _, err := r.exec(t, pod.ReadinessProbe.Exec.Command...); err == nil {
 			t.Fatalf("ready while the API server is away and nothing is known\n%s", r.output)
 		}
 		time.Sleep(500 * time.Millisecond)

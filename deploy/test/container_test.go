@@ -26,6 +26,7 @@ const containerEnv = "DEPLOYTEST_CONTAINER"
 // container: the parts that decide whether the program can do its work.
 type container struct {
 	Program      string // outside, becomes /netverdict
+	Host         string // the node's root directory
 	Root         string // an empty directory
 	Command      []string
 	Env          []string
@@ -48,7 +49,7 @@ func containerOf(t *testing.T, pod corev1.PodSpec, c corev1.Container, node, hos
 		t.Fatalf("container %s: this is not what is played here: %+v", c.Name, sc)
 	}
 	out := container{
-		Program: builtProgram(t), Root: t.TempDir(),
+		Program: builtProgram(t), Host: host, Root: t.TempDir(),
 		Command:  append([]string{"/netverdict"}, c.Args...),
 		ReadOnly: *sc.ReadOnlyRootFilesystem, NoEscalation: !*sc.AllowPrivilegeEscalation,
 		Seccomp: sc.SeccompProfile.Type == corev1.SeccompProfileTypeRuntimeDefault,
@@ -112,6 +113,7 @@ func volumeSource(t *testing.T, pod corev1.PodSpec, name, host string) string {
 // running is a container that was started.
 type running struct {
 	cmd    *exec.Cmd
+	host   string // root directory of its node
 	output *lockedBuffer
 	ended  chan struct{}
 	err    error // of the process, once ended
@@ -124,7 +126,7 @@ func (c container) start(t *testing.T) *running {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := &running{cmd: exec.Command("/proc/self/exe"), output: &lockedBuffer{}, ended: make(chan struct{})}
+	r := &running{cmd: exec.Command("/proc/self/exe"), host: c.Host, output: &lockedBuffer{}, ended: make(chan struct{})}
 	r.cmd.Env = append(os.Environ(), containerEnv+"="+string(text))
 	r.cmd.Stdout, r.cmd.Stderr = r.output, r.output
 	r.cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWPID, Pdeathsig: syscall.SIGKILL}
@@ -140,6 +142,15 @@ func (c container) start(t *testing.T) *running {
 		<-r.ended
 	})
 	return r
+}
+
+func (r *running) hasEnded() bool {
+	select {
+	case <-r.ended:
+		return true
+	default:
+		return false
+	}
 }
 
 // wait returns how the container ended: nil for exit code 0.

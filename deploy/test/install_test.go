@@ -112,36 +112,63 @@ func TestEveryNodeHasAnAgent(t *testing.T) {
 	}
 }
 
-func TestUpdateLeaksNothing(t *testing.T) {
+// TestUpdateHasNoGap: the new agent of a node starts beside the old one, which takes
+// its place again should it fail.
+func TestUpdateHasNoGap(t *testing.T) {
 	ds := decode(t, readManifest(t, "install.yaml")).agents
 	update := ds.Spec.UpdateStrategy.RollingUpdate
-	if update == nil || *update.MaxUnavailable != intstr.FromInt32(1) || *update.MaxSurge != intstr.FromInt32(0) {
-		t.Errorf("update strategy %+v: want one node at a time, and never two agents on a node", ds.Spec.UpdateStrategy)
+	if update == nil || *update.MaxSurge != intstr.FromInt32(1) || *update.MaxUnavailable != intstr.FromInt32(0) {
+		t.Errorf("update strategy %+v: want one node at a time, and the old agent there until the new one enforces", ds.Spec.UpdateStrategy)
 	}
-	if args := ds.Spec.Template.Spec.Containers[0].Args; !slices.Contains(args, "--on-stop=keep-closed") {
-		t.Errorf("arguments %q: rules must stay while the next agent starts", args)
+	args := ds.Spec.Template.Spec.Containers[0].Args
+	for _, want := range []string{"--replace", "--on-replaced=standby", "--on-stop=keep-closed"} {
+		if !slices.Contains(args, want) {
+			t.Errorf("arguments %q lack %s", args, want)
+		}
 	}
 }
 
-// TestProbesAskTheAgent: the probes reach where the agent listens, and nobody else can.
-func TestProbesAskTheAgent(t *testing.T) {
-	c := decode(t, readManifest(t, "install.yaml")).agents.Spec.Template.Spec.Containers[0]
-	for path, probes := range map[string][]*corev1.Probe{"/healthz": {c.StartupProbe, c.LivenessProbe}, "/readyz": {c.ReadinessProbe}} {
-		for _, p := range probes {
-			want := &corev1.HTTPGetAction{Host: "127.0.0.1", Port: intstr.FromInt32(8051), Path: path}
-			if p == nil {
-				t.Errorf("a probe of %s is missing", path)
-			} else if diff := cmp.Diff(want, p.HTTPGet); diff != "" {
-				t.Errorf("probe of %s (-want +got):\n%s", path, diff)
+// TestNoPorts: on the host network the API server gives every containerPort a hostPort of
+// the same number, and the scheduler puts no two pods with one on a node, so a second
+// agent would wait for the end of the first, which waits for the second to be ready.
+func TestNoPorts(t *testing.T) {
+	for _, file := range []string{"install.yaml", "uninstall.yaml"} {
+		pod := decode(t, readManifest(t, file)).agents.Spec.Template.Spec
+		for _, c := range slices.Concat(pod.InitContainers, pod.Containers) {
+			if len(c.Ports) != 0 {
+				t.Errorf("%s: container %s has ports %v", file, c.Name, c.Ports)
 			}
 		}
 	}
-	if !slices.Contains(c.Args, "--health-address=127.0.0.1:8051") {
-		t.Errorf("arguments %q: the probes ask 127.0.0.1:8051", c.Args)
+}
+
+// TestProbesAskTheAgent: the probes reach where the agent listens, in its own pod, and
+// nobody else can.
+func TestProbesAskTheAgent(t *testing.T) {
+	pod := decode(t, readManifest(t, "install.yaml")).agents.Spec.Template.Spec
+	c := pod.Containers[0]
+	for what, probes := range map[string][]*corev1.Probe{"healthz": {c.StartupProbe, c.LivenessProbe}, "readyz": {c.ReadinessProbe}} {
+		for _, p := range probes {
+			want := &corev1.ExecAction{Command: []string{"/netverdict", "probe", what}}
+			if p == nil {
+				t.Errorf("a probe of %s is missing", what)
+			} else if diff := cmp.Diff(want, p.Exec); diff != "" {
+				t.Errorf("probe of %s (-want +got):\n%s", what, diff)
+			}
+		}
 	}
-	if len(c.Ports) != 0 {
-		t.Errorf("ports %v: nothing outside the node is offered", c.Ports)
+	const directory, socket = "/run/health", "/run/health/netverdict.sock"
+	if !slices.Contains(c.Args, "--health-address=unix:"+socket) {
+		t.Errorf("arguments %q: the probes ask %s", c.Args, socket)
 	}
+	for _, m := range c.VolumeMounts {
+		for _, v := range pod.Volumes {
+			if m.MountPath == directory && v.Name == m.Name && v.EmptyDir != nil {
+				return
+			}
+		}
+	}
+	t.Errorf("%s is no directory of the pod's own", directory)
 }
 
 func TestResources(t *testing.T) {

@@ -42,8 +42,14 @@ spec: {podSelector: {}, policyTypes: [Ingress]}
 // installedAgent is the agent's container of install.yaml.
 func installedAgent(t *testing.T, token string) container {
 	t.Helper()
+	return installedAgentOn(t, t.TempDir(), token)
+}
+
+// installedAgentOn is the same on a node whose root directory is host.
+func installedAgentOn(t *testing.T, host, token string) container {
+	t.Helper()
 	pod := decode(t, readManifest(t, "install.yaml")).agents.Spec.Template.Spec
-	return containerOf(t, pod, pod.Containers[0], nodeName, t.TempDir(), token)
+	return containerOf(t, pod, pod.Containers[0], nodeName, host, token)
 }
 
 // agentOfManifests is that container with a directory instead of an API server.

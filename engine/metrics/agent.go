@@ -31,6 +31,8 @@ type State struct {
 	Failing bool
 	// OverLimit is how many policies the tree in force leaves the rules of out.
 	OverLimit int
+	// Waiting counts addresses to listen on that another process still has.
+	Waiting int
 	// Oldest is when the oldest change came that is not enforced; zero: none waits.
 	Oldest time.Time
 }

@@ -67,6 +67,7 @@ func (c *collector) collectState(ch chan<- prometheus.Metric) {
 	sendBool(ch, enforcing, s.Enforcing)
 	sendBool(ch, sourceFailing, s.Failing)
 	send(ch, overLimit, s.OverLimit)
+	send(ch, listenersWaiting, s.Waiting)
 	send(ch, changeAge, age(s.Oldest))
 }
 

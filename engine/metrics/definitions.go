@@ -52,6 +52,8 @@ var (
 	epoch      = gauge("epoch", "Number in the marks of today's verdicts; changes with every switch of the rules and comes round.")
 	generation = gauge("generation", "Number in the connection marks that are believed, by family; changes whenever something is revoked and comes round.", "family")
 
+	listenersWaiting = gauge("listeners_waiting", "Addresses and sockets of flags that another process still has, as the agent that this one replaces does; they are tried until they are free.")
+
 	compileTime    = histogram("compile_seconds", "Time to make a tree of a snapshot. Also a native histogram.")
 	applyTime      = histogram("apply_seconds", "Time to put a tree in force: sets, rules, swap. Also a native histogram.")
 	enforcementLag = histogram("enforcement_lag_seconds", "Time from learning of a change to enforcing it; changes that come together count once, as the oldest. The first state of an agent is not in it. Also a native histogram.")

@@ -93,7 +93,9 @@ func newStage(t *testing.T) *stage {
 	}
 	s.agent = Agent{
 		Version: "v1", Rules: s.rules, Flows: collector.Stats, Log: func() flow.LogStats { return flow.LogStats{Lines: 5, Withheld: 60} },
-		State:  func() State { return State{Enforcing: true, OverLimit: 3, Oldest: time.Now().Add(-time.Minute)} },
+		State: func() State {
+			return State{Enforcing: true, OverLimit: 3, Waiting: 1, Oldest: time.Now().Add(-time.Minute)}
+		},
 		Kernel: func() *Kernel { return &Kernel{e, []queue.Source{s.source}, 8050} },
 		Kinds: func() []Kind {
 			return []Kind{{Name: "Pod", Connected: true, Objects: 2, Pending: time.Now().Add(-time.Hour)}}
@@ -267,7 +269,7 @@ func TestStateAndSource(t *testing.T) {
 	value := func(f *dto.MetricFamily) float64 { return f.Metric[0].GetGauge().GetValue() }
 	served := s.families()
 	for d, want := range map[*definition]float64{
-		enforcing: 1, sourceFailing: 0, overLimit: 3, revision: 1, epoch: 7, policies: 1, addresses: 2,
+		enforcing: 1, sourceFailing: 0, overLimit: 3, listenersWaiting: 1, revision: 1, epoch: 7, policies: 1, addresses: 2,
 		sourceConnected: 1, sourceSynced: 0, sourceObjects: 2,
 	} {
 		if got := value(served[d.name]); got != want {

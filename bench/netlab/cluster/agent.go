@@ -7,13 +7,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
-	"net/http"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -31,9 +27,8 @@ type Agent struct {
 	Stderr *Output // the messages
 
 	cmd    *netlab.Cmd
-	socket string         // --status-socket
-	health netip.AddrPort // --health-address
-	done   chan struct{}  // closed when the process has ended; then err is valid
+	socket string        // --status-socket, which agents of a node share
+	done   chan struct{} // closed when the process has ended; then err is valid
 	err    error
 }
 
@@ -41,24 +36,20 @@ type Agent struct {
 const agentGrace = 30 * time.Second
 
 // StartAgent starts an agent with the arguments of deploy/install.yaml, then those
-// of Options.AgentArgs, then the given ones; the last of a kind wins. The
-// sockets, and the ports of all addresses in install.yaml's arguments, differ between
-// the agents of a node. It does not wait until the agent is ready. The agent dies with
-// the cluster at the latest.
+// of Options.AgentArgs, then the given ones; the last of a kind wins. The agents of a
+// node share what those of a DaemonSet do: the ports of the node and the directory of
+// its sockets. Each has the directory of its health socket for itself. A second agent
+// takes over from the first, which then waits for its end, as install.yaml says. It
+// does not wait until the agent is ready. The agent dies with the cluster at the
+// latest.
 func (n *Node) StartAgent(args ...string) (*Agent, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.started++
 	a := &Agent{Name: fmt.Sprintf("%s agent %d", n.Name(), n.started), Node: n, done: make(chan struct{})}
 	base := filepath.Join(n.dir, fmt.Sprintf("agent-%d", n.started))
-	a.socket = base + ".sock"
-	a.health = netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), uint16(8051+n.shift()))
-	a.Args = slices.Concat(n.deployedArgs(), []string{
-		"--kubeconfig=" + n.cluster.agentKubeconfig(),
-		"--status-socket=" + a.socket,
-		"--hubble-socket=" + base + "-hubble.sock",
-		"--health-address=" + a.health.String(),
-	}, n.cluster.opts.AgentArgs, args)
+	a.socket = filepath.Join(n.dir, "agent.sock")
+	a.Args = slices.Concat(n.deployedArgs(base), []string{"--kubeconfig=" + n.cluster.agentKubeconfig()}, n.cluster.opts.AgentArgs, args)
 	a.cmd = n.Command(context.Background(), n.cluster.binary, a.Args...)
 	if err := a.start(base); err != nil {
 		return nil, fmt.Errorf("start %s: %w", a.Name, err)
@@ -68,31 +59,26 @@ func (n *Node) StartAgent(args ...string) (*Agent, error) {
 	return a, nil
 }
 
-// shift is what the newest agent adds to ports, so that agents of a node do not
-// take them from each other.
-func (n *Node) shift() int { return 100 * (n.started - 1) }
-
-// deployedArgs are install.yaml's for the newest agent. Paths that are a directory of
-// the pod there are one of the node here.
-func (n *Node) deployedArgs() []string {
+// deployedArgs are install.yaml's. A directory of the node there is one of the node
+// here, and one that is the pod's own begins with base.
+func (n *Node) deployedArgs(base string) []string {
 	var args []string
 	for _, arg := range n.cluster.agentArgs {
 		arg = strings.ReplaceAll(arg, "$(NODE_NAME)", n.Name())
-		arg = strings.ReplaceAll(arg, "/run/netverdict", n.dir)
-		args = append(args, shiftPort(arg, n.shift()))
+		arg = strings.ReplaceAll(arg, "/run/netverdict/", n.dir+"/")
+		args = append(args, strings.ReplaceAll(arg, "/run/health/", base+"-"))
 	}
 	return args
 }
 
-// shiftPort adds to the port of an argument like --metrics-address=:8052.
-func shiftPort(arg string, by int) string {
-	flag, value, _ := strings.Cut(arg, "=")
-	host, port, err := net.SplitHostPort(value)
-	number, numberErr := strconv.Atoi(port)
-	if !strings.HasSuffix(flag, "-address") || err != nil || numberErr != nil || number == 0 {
-		return arg
+// health is the last --health-address among the arguments.
+func (a *Agent) health() (address string) {
+	for _, arg := range a.Args {
+		if v, ok := strings.CutPrefix(arg, "--health-address="); ok {
+			address = v
+		}
 	}
-	return flag + "=" + net.JoinHostPort(host, strconv.Itoa(number+by))
+	return address
 }
 
 // start gives the process files to write to: it never waits for a reader.
@@ -129,33 +115,29 @@ func (a *Agent) Done() <-chan struct{} { return a.done }
 // ExitError is how it ended, once Done is closed; nil is exit code 0.
 func (a *Agent) ExitError() error { return a.err }
 
-// AwaitReady waits until /readyz says that the first tree is enforced. It fails
+// AwaitReady waits until the agent says that the first tree is enforced. It fails
 // with the end of the messages when the agent ends, or ctx does.
 func (a *Agent) AwaitReady(ctx context.Context) error {
-	client := &http.Client{Transport: &http.Transport{DialContext: a.Node.DialContext, DisableKeepAlives: true}}
 	err := poll(ctx, a.Name+" to be ready", func() (bool, error) {
 		select {
 		case <-a.done:
 			return false, fmt.Errorf("it ended: %w", a.err)
 		default:
+			ready, _ := a.Ready(ctx) // why not is in its messages
+			return ready, nil
 		}
-		attempt, cancel := context.WithTimeout(ctx, 2*time.Second)
-		defer cancel()
-		req, err := http.NewRequestWithContext(attempt, http.MethodGet, "http://"+a.health.String()+"/readyz", http.NoBody)
-		if err != nil {
-			return false, err
-		}
-		resp, err := client.Do(req)
-		if err != nil {
-			return false, nil // it does not listen yet
-		}
-		defer resp.Body.Close()
-		return resp.StatusCode == http.StatusOK, nil
 	})
 	if err != nil {
 		return fmt.Errorf("%w\nthe end of what it says:\n%s", err, a.Stderr.tail())
 	}
 	return nil
+}
+
+// Ready asks the agent as the readiness probe of install.yaml does, and returns what
+// it says.
+func (a *Agent) Ready(ctx context.Context) (bool, string) {
+	out, err := a.Node.Netverdict(ctx, "probe", "readyz", "--health-address", a.health())
+	return err == nil, string(out)
 }
 
 // Signal sends a signal to the process.

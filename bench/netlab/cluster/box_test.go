@@ -100,27 +100,6 @@ func testTaken(s *scene) {
 	}
 }
 
-// TestSecondAgent: a second agent has endpoints of its own and takes over from the
-// first, which waits meanwhile.
-func TestSecondAgent(t *testing.T) {
-	t.Parallel()
-	s := newScene(t, cluster.New(t, cluster.Options{Nodes: 1, AgentArgs: []string{"--on-replaced=standby"}}))
-	second, err := s.c.Node("node-1").StartAgent("--replace")
-	s.ok(err)
-	for _, arg := range second.Args {
-		if strings.Contains(arg, ":805") {
-			t.Errorf("both agents are to listen at %s", arg)
-		}
-	}
-	s.ok(second.AwaitReady(s.within()))
-	s.ok(second.Stop())
-	third, err := s.c.Node("node-1").RestartAgent(s.within())
-	s.ok(err)
-	if now := s.c.Node("node-1").Agents(); len(now) != 1 || now[0] != third {
-		t.Errorf("agents after a restart: %v", now)
-	}
-}
-
 func TestBadOptions(t *testing.T) {
 	t.Parallel()
 	_, err := cluster.Start(t.Context(), cluster.Options{Nodes: 251})
