@@ -24,8 +24,8 @@ func namespaceRow(ns *corev1.Namespace) row[*policy.Namespace] {
 	r := row[*policy.Namespace]{
 		name: policy.NamespacedName{Name: ns.Name}, value: NamespaceFromAPI(ns), shown: true,
 	}
-	if mistake := modeMistake(ns); mistake != "" {
-		r.notices = []Notice{notice("Namespace "+ns.Name, printable(mistake))}
+	for _, mistake := range annotationMistakes(ns) {
+		r.notices = append(r.notices, notice("Namespace "+ns.Name, printable(mistake)))
 	}
 	return r
 }
@@ -167,7 +167,7 @@ func (p *labelPool) hash(labels map[string]string) uint64 {
 }
 
 func sameNamespace(a, b *policy.Namespace) bool {
-	return a.Audit == b.Audit && maps.Equal(a.Labels, b.Labels)
+	return a.Audit == b.Audit && a.Denial == b.Denial && maps.Equal(a.Labels, b.Labels)
 }
 
 func sameNode(a, b *policy.Node) bool {

@@ -19,6 +19,37 @@ const (
 	ModeEnforce    = "enforce"
 )
 
+// DenyAnnotation of a namespace says how connections are denied that the policies
+// in it deny: "drop" is silence, "reject" an answer. It overrides the agent's --deny.
+const DenyAnnotation = "netverdict.io/deny"
+
+// annotationMistakes says what is wrong with a namespace's annotations.
+func annotationMistakes(ns *corev1.Namespace) (mistakes []string) {
+	for _, mistake := range [...]string{modeMistake(ns), denyMistake(ns)} {
+		if mistake != "" {
+			mistakes = append(mistakes, mistake)
+		}
+	}
+	return mistakes
+}
+
+// denyMistake says what is wrong with a namespace's DenyAnnotation, or "".
+func denyMistake(ns *corev1.Namespace) string {
+	how, given := ns.Annotations[DenyAnnotation]
+	if !given || denialOf(ns) != policy.DenialUnset {
+		return ""
+	}
+	return fmt.Sprintf("metadata.annotations[%s]: %q is neither drop nor reject; the agent's --deny counts", DenyAnnotation, how)
+}
+
+// denialOf is unset where the annotation is missing or cannot be read.
+func denialOf(ns *corev1.Namespace) (d policy.Denial) {
+	if d.UnmarshalText([]byte(ns.Annotations[DenyAnnotation])) != nil {
+		return policy.DenialUnset
+	}
+	return d
+}
+
 // modeMistake says what is wrong with a namespace's ModeAnnotation, or "". A mode
 // that nobody can read must not open a namespace, so it is enforced.
 func modeMistake(ns *corev1.Namespace) string {
@@ -35,7 +66,7 @@ func NamespaceFromAPI(ns *corev1.Namespace) *policy.Namespace {
 	labels := make(map[string]string, len(ns.Labels)+1)
 	maps.Copy(labels, ns.Labels)
 	labels[corev1.LabelMetadataName] = ns.Name
-	return &policy.Namespace{Name: ns.Name, Labels: labels, Audit: ns.Annotations[ModeAnnotation] == ModeAudit}
+	return &policy.Namespace{Name: ns.Name, Labels: labels, Audit: ns.Annotations[ModeAnnotation] == ModeAudit, Denial: denialOf(ns)}
 }
 
 // PodFromAPI takes what policies can see of a pod. It fails on an address that

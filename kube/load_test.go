@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/netverdict/netverdict/policy"
 )
 
 // inDir writes files into a new directory and makes it the current one, so that
@@ -344,6 +346,32 @@ func TestNamespaceModes(t *testing.T) {
 	}
 	if got := noticeTexts(report); !cmp.Equal(got, want) || report.Count(Warning) != 2 {
 		t.Errorf("%d warnings; got − want +:\n%s", report.Count(Warning), cmp.Diff(got, want))
+	}
+}
+
+// A denial that nobody can read is a warning that names the namespace.
+func TestNamespaceDenials(t *testing.T) {
+	namespace := func(name, annotation string) string {
+		return "apiVersion: v1\nkind: Namespace\nmetadata: {name: " + name + ", annotations: {" + annotation + "}}\n---\n"
+	}
+	inDir(t, map[string]string{"m.yaml": namespace("a", "netverdict.io/deny: drop") + namespace("b", "netverdict.io/deny: reject") +
+		namespace("c", "netverdict.io/deny: Reject") + namespace("d", `netverdict.io/deny: unset`) + namespace("e", "netverdict.io/mode: enforce")})
+	s, report, err := Load("m.yaml", Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]policy.Denial{"a": policy.DenialDrop, "b": policy.DenialReject}
+	for _, ns := range s.Namespaces {
+		if ns.Denial != want[ns.Name] {
+			t.Errorf("namespace %s: denies with %v, want %v", ns.Name, ns.Denial, want[ns.Name])
+		}
+	}
+	notices := []string{
+		`m.yaml: document 3 (line 9): Namespace c: metadata.annotations[netverdict.io/deny]: "Reject" is neither drop nor reject; the agent's --deny counts`,
+		`m.yaml: document 4 (line 13): Namespace d: metadata.annotations[netverdict.io/deny]: "unset" is neither drop nor reject; the agent's --deny counts`,
+	}
+	if got := noticeTexts(report); !cmp.Equal(got, notices) {
+		t.Errorf("got − want +:\n%s", cmp.Diff(got, notices))
 	}
 }
 

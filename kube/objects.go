@@ -222,7 +222,7 @@ func (r *reader) read(at Place, raw []byte, h *head) {
 	switch h.Kind {
 	case "Namespace":
 		if ns, ok := admit(r, at, raw, h, false, validation.Namespace); ok {
-			if mistake := modeMistake(ns); mistake != "" {
+			for _, mistake := range annotationMistakes(ns) {
 				r.report.notice(at, Warning, h.object(), mistake)
 			}
 			r.snapshot.Namespaces = append(r.snapshot.Namespaces, NamespaceFromAPI(ns))

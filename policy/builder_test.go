@@ -194,7 +194,7 @@ func changeOf(was, is policy.Decision) policy.Change {
 }
 
 func union(a, b policy.Change) policy.Change {
-	return policy.Change{Revokes: a.Revokes || b.Revokes, Adds: a.Adds || b.Adds, Audits: a.Audits || b.Audits}
+	return policy.Change{Revokes: a.Revokes || b.Revokes, Adds: a.Adds || b.Adds, Audits: a.Audits || b.Audits, Denies: a.Denies || b.Denies}
 }
 
 // strains are what small clusters do not put a builder through by themselves. With

@@ -423,12 +423,8 @@ func (u *update) programOf(g *group, d Direction) *program {
 	if isolating == nil {
 		return nil
 	}
-	audit := u.namespaces[g.namespace] != nil && u.namespaces[g.namespace].Audit
-	key := []byte{byte(d), 0}
-	if audit {
-		key[1] = 1
-	}
-	key = policiesKey(key, isolating)
+	how := u.namespaces[g.namespace].manner()
+	key := policiesKey([]byte{byte(d), how.key()}, isolating)
 	ports := g.ports
 	if !named {
 		ports = u.classes.ports[0]
@@ -437,7 +433,7 @@ func (u *update) programOf(g *group, d Direction) *program {
 	if p := u.programs[string(key)]; p != nil {
 		return p
 	}
-	p := &program{policies: isolating, direction: d, key: string(key), audit: audit}
+	p := &program{policies: isolating, direction: d, key: string(key), manner: how}
 	u.bind(p, ports.ports)
 	u.programs[p.key] = p
 	u.fresh = append(u.fresh, p)
@@ -446,7 +442,7 @@ func (u *update) programOf(g *group, d Direction) *program {
 
 // bind makes the tiers of a program from the rules of its policies.
 func (u *update) bind(p *program, named []ContainerPort) {
-	np := tier{otherwise: u.outcomes.ref(u.outcomes.defaultDeny(p.policies, p.audit))}
+	np := tier{otherwise: u.outcomes.ref(u.outcomes.defaultDeny(p.policies, p.manner))}
 	p.cost = u.meter.namespace(p.policies[0].ref.Namespace)
 	p.cost.answered(len(p.policies))
 	for _, pol := range p.policies {

@@ -3,6 +3,7 @@ package policy
 import (
 	"encoding/binary"
 	"hash/maphash"
+	"maps"
 	"net/netip"
 	"slices"
 )
@@ -18,6 +19,9 @@ type Change struct {
 	// new one only because it is audited (Decision.Audit). Verdicts stay, but who
 	// wants to report it must ask again about what it remembers as allowed.
 	Audits bool
+	// Denies: some namespace denies in another manner (Namespace.Denial). What is
+	// remembered as denied may have been dropped where it is to be rejected now.
+	Denies bool
 }
 
 func (c *Change) add(o Change) {
@@ -34,10 +38,22 @@ func Compare(before, after *Tree) Change {
 	if before == after {
 		return Change{}
 	}
-	if after.step.from == before.self {
-		return after.step.change
+	c := after.step.change
+	if after.step.from != before.self {
+		c = compareAll(before, after)
 	}
-	return compareAll(before, after)
+	c.Denies = !maps.Equal(before.denials, after.denials)
+	return c
+}
+
+// Rejects reports whether some namespace wants to have denied connections rejected.
+func (t *Tree) Rejects() bool {
+	for _, d := range t.denials {
+		if d == DenialReject {
+			return true
+		}
+	}
+	return false
 }
 
 // compareAll knows nothing of how the trees were made.

@@ -60,10 +60,11 @@ type compiler struct {
 	locals    addrSet // held by local pods
 	known     addrSet // in LocalPodCIDRs, and held
 	endpoints endpointTable
-	held      int             // addresses that pods hold
-	live      []*parsedPolicy // by name
-	liveOwned bool            // no published tree has live
-	audits    int             // programs whose denials are only reported
+	held      int               // addresses that pods hold
+	live      []*parsedPolicy   // by name
+	liveOwned bool              // no published tree has live
+	audits    int               // programs whose denials are only reported
+	denials   map[string]Denial // of namespaces that say it
 
 	nextPeer, nextPolicy, stamp uint32
 	base, floor                 int // of stale
@@ -128,6 +129,7 @@ func (c *compiler) tree() *Tree {
 		locals:     c.locals,
 		conflicts:  c.claims.conflicts(),
 		audits:     c.audits > 0,
+		denials:    c.denials,
 		self:       new(lineage),
 	}
 	t.stats = Stats{

@@ -48,6 +48,44 @@ func (v *Verdict) UnmarshalText(b []byte) error {
 	return nil
 }
 
+// Denial is how the sender of a denied packet learns of it.
+type Denial uint8
+
+const (
+	// DenialUnset leaves it to whoever enforces.
+	DenialUnset Denial = iota
+	// DenialDrop is silence.
+	DenialDrop
+	// DenialReject is an answer: a TCP reset, else an ICMP error.
+	DenialReject
+)
+
+func (d Denial) String() string {
+	switch d {
+	case DenialDrop:
+		return "drop"
+	case DenialReject:
+		return "reject"
+	}
+	return "unset"
+}
+
+// MarshalText renders the denial as String does.
+func (d Denial) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
+
+// UnmarshalText accepts drop and reject: who says something must not say nothing.
+func (d *Denial) UnmarshalText(b []byte) error {
+	switch string(b) {
+	case "drop":
+		*d = DenialDrop
+	case "reject":
+		*d = DenialReject
+	default:
+		return fmt.Errorf("%q is neither drop nor reject", b)
+	}
+	return nil
+}
+
 // Direction says whose rules are asked: Egress is judged for the source pod,
 // Ingress for the destination pod. Both ends must allow.
 type Direction uint8
@@ -236,6 +274,8 @@ type Outcome struct {
 	// Audit goes with a Deny that does not count: the pod's namespace is only
 	// audited.
 	Audit bool
+	// Denial goes with ReasonDefaultDeny: what the pod's namespace says.
+	Denial Denial
 	// Policy and Rule are valid when Reason is ReasonPolicy. Rule is the index in
 	// spec.ingress or spec.egress. When several rules allow, the one reported is
 	// the lowest rule of the first policy by namespace and name.

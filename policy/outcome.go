@@ -58,15 +58,12 @@ func (t *outcomeTable) add(o Outcome) uint32 {
 }
 
 // defaultDeny returns the outcome of being isolated by these policies, sorted,
-// and allowed by none. They are of one namespace, so all are audited, or none.
-func (t *outcomeTable) defaultDeny(policies []*parsedPolicy, audit bool) uint32 {
-	key := policiesKey(nil, policies)
-	if audit {
-		key = append(key, 1)
-	}
+// and allowed by none. They are of one namespace, whose manner goes for all.
+func (t *outcomeTable) defaultDeny(policies []*parsedPolicy, m manner) uint32 {
+	key := policiesKey([]byte{m.key()}, policies)
 	at, ok := t.deny[string(key)]
 	if !ok {
-		o := Outcome{Verdict: Deny, Reason: ReasonDefaultDeny, Audit: audit}
+		o := Outcome{Verdict: Deny, Reason: ReasonDefaultDeny, Audit: m.audit, Denial: m.denial}
 		for _, p := range policies {
 			o.IsolatedBy = append(o.IsolatedBy, p.ref)
 			if p.overLimit != "" {
@@ -87,4 +84,27 @@ func (t *outcomeTable) ref(at uint32) ref {
 		return ref(at) | refAllow | refAudit
 	}
 	return ref(at)
+}
+
+// manner is how the policies of a namespace deny.
+type manner struct {
+	audit  bool
+	denial Denial
+}
+
+// manner of a namespace that nobody has described is the ordinary one.
+func (n *Namespace) manner() manner {
+	if n == nil {
+		return manner{}
+	}
+	return manner{n.Audit, n.Denial}
+}
+
+// key is a different byte for each manner.
+func (m manner) key() byte {
+	key := byte(m.denial) << 1
+	if m.audit {
+		key |= 1
+	}
+	return key
 }

@@ -21,7 +21,7 @@ type program struct {
 	anyNamed  bool // a rule for any peer names ports that the peer resolves
 	cost      *spending
 	size      int  // rules and peers
-	audit     bool // its denials are only reported
+	manner         // of its denials
 	built     bool // its row is in the table
 	gone      bool // it judges nobody
 }

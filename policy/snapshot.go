@@ -43,6 +43,9 @@ type Namespace struct {
 	// Audit makes what the policies of this namespace deny pass, and be reported
 	// (Decision.Audit). They still select and judge its pods.
 	Audit bool
+	// Denial is how connections are denied that the policies of this namespace
+	// deny. Where both ends deny, that of the first counts (Decision.Direction).
+	Denial Denial
 }
 
 // Node is what decisions need of a Node: the addresses that are node traffic.

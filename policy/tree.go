@@ -33,7 +33,8 @@ type Tree struct {
 	locals     addrSet         // held by local pods
 	known      addrSet         // in LocalPodCIDRs, and not unknown
 	conflicts  []Conflict
-	audits     bool // some denials are only reported
+	audits     bool              // some denials are only reported
+	denials    map[string]Denial // of namespaces that say it
 	stats      Stats
 
 	self *lineage

@@ -96,7 +96,9 @@ func samePod(a, b *Pod) bool {
 		slices.Equal(a.Ports, b.Ports) && maps.Equal(a.Labels, b.Labels)
 }
 
-func sameNamespace(a, b *Namespace) bool { return a.Audit == b.Audit && maps.Equal(a.Labels, b.Labels) }
+func sameNamespace(a, b *Namespace) bool {
+	return a.manner() == b.manner() && maps.Equal(a.Labels, b.Labels)
+}
 
 func sameNode(a, b *Node) bool {
 	return slices.Equal(a.Addrs, b.Addrs) && slices.Equal(a.PodCIDRs, b.PodCIDRs)
@@ -225,13 +227,11 @@ func (u *update) touch(a netip.Addr) {
 
 func (u *update) takeNamespaces(list []edited[Namespace]) {
 	for _, e := range list {
-		var audited [2]bool
 		var set [2]labels.Set
 		for i, n := range [...]*Namespace{e.old, e.now} {
 			if n == nil {
 				continue
 			}
-			audited[i] = n.Audit
 			set[i] = maps.Clone(n.Labels)
 			if set[i] == nil {
 				set[i] = labels.Set{}
@@ -247,12 +247,29 @@ func (u *update) takeNamespaces(list []edited[Namespace]) {
 			u.labels.set(name, set[1])
 		}
 		u.renamed = append(u.renamed, name)
-		if audited[0] != audited[1] {
+		u.denies(name, e.old.manner().denial, e.now.manner().denial)
+		if e.old.manner() != e.now.manner() {
 			for _, g := range u.groups.byNamespace[name] {
 				u.rejudge(g)
 			}
 		}
 	}
+}
+
+// denies takes note of how a namespace denies. Published trees share the map.
+func (u *update) denies(namespace string, was, is Denial) {
+	if was == is {
+		return
+	}
+	u.denials = maps.Clone(u.denials)
+	if is == DenialUnset {
+		delete(u.denials, namespace)
+		return
+	}
+	if u.denials == nil {
+		u.denials = map[string]Denial{}
+	}
+	u.denials[namespace] = is
 }
 
 // namespaceLabels are those of an object, or what every namespace has (KEP-2161).

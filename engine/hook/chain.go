@@ -14,6 +14,7 @@ type state struct {
 	epoch       uint32 // of the packet marks that the rules remember
 	generation  uint32 // of the connection marks that the rules believe
 	allow, deny side   // the sets that the rules use
+	answers     bool   // denied packets may be answered
 }
 
 // chain describes the rules of one family; render makes them from it.
@@ -27,6 +28,7 @@ type chain struct {
 	queueNum, queueCount uint16
 	failOpen             bool
 	askLimit             uint32 // a second and source; 0: no limit
+	logsDialed           bool   // while packets are answered
 	// 0 means that there is no such set.
 	allowTimeout, denyTimeout time.Duration
 }
@@ -57,7 +59,7 @@ func (c *chain) jump() rule {
 // each one's place.
 func (c *chain) rules() []rule {
 	return slices.Concat(c.passRules(), c.knownRules(), c.unpolicedRules(), c.nodeRules(), c.askRules(),
-		c.replyRules(), c.verdictRules(), c.allowRules(), c.denyRules())
+		c.replyRules(), c.verdictRules(), c.allowRules(), c.denyRules(), c.arrivalRules())
 }
 
 // passRules deal with what the kernel knows about.
@@ -182,6 +184,7 @@ func (c *chain) verdictRules() (rules []rule) {
 	in := c.names.verdict()
 	allowed := "-m mark --mark " + c.packet.exactly(policy.Allow, c.epoch)
 	denied := "-m mark --mark " + c.packet.exactly(policy.Deny, c.epoch)
+	rules = c.ownRules()
 	if c.allowTimeout != 0 {
 		rules = append(rules, rule{in, allowed, PurposeAllowKeep, keep(c.allowSet(), c.allowTimeout)})
 	}
@@ -195,9 +198,12 @@ func (c *chain) verdictRules() (rules []rule) {
 	if c.denyTimeout != 0 {
 		rules = append(rules, rule{in, denied, PurposeDenyKeep, keep(c.denySet(), c.denyTimeout)})
 	}
+	if c.answers {
+		rules = append(rules, rule{in, "-m mark --mark " + c.packet.rejected(), PurposeRejected, "-g " + c.names.deny()})
+	}
 	return append(rules,
 		rule{in, denied, PurposeDenied, "-g " + c.names.deny()},
-		// Both verdict bits set is nothing that we write: it is dropped as well.
+		// What is neither is dropped as well: both verdict bits, or none.
 		rule{in, "-m mark ! --mark " + c.packet.anyNumber(policy.Allow), PurposeStaleDenied, "-j DROP"},
 		rule{in, "", PurposeStaleAllowed, "-j MARK --set-xmark " + c.packet.cleared()})
 }
@@ -243,6 +249,7 @@ func (c *chain) denySet() string  { return c.names.denySet(c.family, c.deny) }
 
 const (
 	mangle      = "mangle"
+	prerouting  = "PREROUTING"
 	postrouting = "POSTROUTING"
 )
 
@@ -250,6 +257,9 @@ const (
 type hooking struct {
 	remove []string // rules of POSTROUTING, as iptables-save prints them
 	insert bool     // a new one, in front of all other rules
+
+	removeArrival []string // the same of PREROUTING
+	insertArrival bool
 }
 
 // render returns the input of iptables-restore --noflush that makes our chains
@@ -266,6 +276,12 @@ func render(c *chain, h hooking) string {
 	}
 	if h.insert {
 		fmt.Fprintf(&b, "-I %s 1 %s\n", postrouting, c.jump().spec())
+	}
+	for _, spec := range h.removeArrival {
+		fmt.Fprintf(&b, "-D %s %s\n", prerouting, spec)
+	}
+	if h.insertArrival {
+		fmt.Fprintf(&b, "-I %s 1 %s\n", prerouting, c.arrivalJump().spec())
 	}
 	for _, r := range c.rules() {
 		fmt.Fprintf(&b, "-A %s %s\n", r.chain, r.spec())

@@ -45,6 +45,8 @@ func TestRenderGolden(t *testing.T) {
 		{"misplaced-jumps", ipv4, hooking{remove: []string{"-j NETVERDICT", "-s 10.0.0.0/8 -j NETVERDICT"}, insert: true}, func(*chain) {}},
 		{"four-queues-fail-open", ipv4, hooking{insert: true}, func(c *chain) { c.queueCount, c.failOpen = 4, true }},
 		{"ask-limit", ipv6, hooking{}, func(c *chain) { c.askLimit = 5000 }},
+		{"answers", ipv4, hooking{removeArrival: []string{"-j NETVERDICT-ARRIVAL"}, insertArrival: true}, func(c *chain) { c.answers, c.logsDialed = true, true }},
+		{"answers-direct", ipv6, hooking{}, func(c *chain) { c.answers = true }},
 		{"no-sets", ipv4, hooking{insert: true}, func(c *chain) { c.allowTimeout, c.denyTimeout = 0, 0 }},
 		{"other-prefix", ipv6, hooking{insert: true}, func(c *chain) { c.names = names{"EDGE-1"} }},
 	}

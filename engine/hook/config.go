@@ -98,6 +98,9 @@ type Config struct {
 	// about; more are dropped, so that a flood of one pod leaves room for the others.
 	// 0 is no limit, up to MaxAskLimit.
 	AskLimit uint32
+	// Answers says that denied packets may come to be answered (Policed.Answers):
+	// whether the kernel can note where connections were addressed is tried then.
+	Answers bool
 	// MaxElem bounds each of the sets that remember verdicts. A set that is full
 	// remembers no more; what it does not know is asked.
 	MaxElem uint32

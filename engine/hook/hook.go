@@ -106,7 +106,7 @@ func (h *Hook) newStack(t *tables, conn Marks) (*stack, error) {
 			queueNum: h.cfg.QueueNum, queueCount: h.cfg.QueueCount, failOpen: h.cfg.FailOpen, askLimit: h.cfg.AskLimit,
 			allowTimeout: h.cfg.AllowTimeout, denyTimeout: h.cfg.DenyTimeout,
 		},
-		tables: t, sets: sets, maxElem: h.cfg.MaxElem, counted: Counters{},
+		tables: t, sets: sets, maxElem: h.cfg.MaxElem, mayAnswer: h.cfg.Answers, counted: Counters{},
 	}, nil
 }
 
@@ -162,7 +162,7 @@ func (h *Hook) do(f func() error) error {
 // that is not wanted any more, are removed.
 func (h *Hook) Install(p Policed) error {
 	return h.do(func() error {
-		h.wanted = p
+		h.want(p)
 		epoch, err := h.foreignEpoch()
 		if err != nil {
 			return err
@@ -177,11 +177,18 @@ func (h *Hook) Install(p Policed) error {
 	})
 }
 
+func (h *Hook) want(p Policed) {
+	h.wanted = p
+	for _, s := range h.stacks {
+		s.wantAnswers = p.Answers
+	}
+}
+
 // Prepare adds the addresses that are policed from now on. Those that no longer
 // are stay until Finish: between the two more is asked than necessary.
 func (h *Hook) Prepare(p Policed) error {
 	return h.change(func() error {
-		h.wanted = p
+		h.want(p)
 		for _, s := range h.stacks {
 			if err := s.prepare(p.of(s.family)); err != nil {
 				return err

@@ -17,7 +17,7 @@ const minMarkBits = 5
 // Marks writes a verdict and a number into some bits of a mark: an epoch into
 // the packet mark, a generation into the connection mark. One bit of the mask is
 // the kind of mark: 1 in packet marks, 0 in connection marks. Of the others the
-// two lowest say the verdict (01 allow, 10 deny, 00 none), the rest holds the
+// two lowest say the verdict (01 allow, 10 deny, 00 none; see also Rejected), the rest holds the
 // number, least significant bit first. The mask may have gaps.
 //
 // The kind keeps apart what is remembered of a connection and a verdict on a
@@ -85,6 +85,14 @@ func (m Marks) verdictBit(v policy.Verdict) uint32 {
 	return m.deny
 }
 
+// Rejected returns the mark old with a verdict to deny that is not to be remembered
+// for others of its kind, because each of them gets an answer: both bits are set.
+func (m Marks) Rejected(old uint32) uint32 { return old&^m.mask | m.packet | m.allow | m.deny }
+
+// Own returns the mark of packets that the agent sends itself: the kind, and no
+// verdict.
+func (m Marks) Own() uint32 { return m.packet }
+
 // Decided reports whether a mark of this kind carries a verdict.
 func (m Marks) Decided(mark uint32) bool {
 	return mark&m.kind == m.packet && mark&(m.allow|m.deny) != 0
@@ -150,6 +158,14 @@ func (m Marks) anyNumber(v policy.Verdict) string {
 // number.
 func (m Marks) carrying(v policy.Verdict) (value, mask uint32) {
 	return m.packet | m.verdictBit(v), m.kind | m.allow | m.deny
+}
+
+// rejected and own are what iptables compares a packet mark with to find such marks.
+func (m Marks) rejected() string { return m.bits(m.Rejected(0)) }
+func (m Marks) own() string      { return m.bits(m.Own()) }
+
+func (m Marks) bits(value uint32) string {
+	return fmt.Sprintf("%#x/%#x", value, m.kind|m.allow|m.deny)
 }
 
 // decided is what iptables compares a packet mark with: it comes from a verdict.

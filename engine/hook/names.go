@@ -94,11 +94,12 @@ func (n names) known() string   { return n.prefix + "-KNOWN" }
 func (n names) verdict() string { return n.prefix + "-VERDICT" }
 func (n names) allow() string   { return n.prefix + "-ALLOW" }
 func (n names) deny() string    { return n.prefix + "-DENY" }
+func (n names) arrival() string { return n.prefix + "-ARRIVAL" }
 func (n names) probe() string   { return n.prefix + "-PROBE" }
 
 // chains lists the chains that the rules consist of.
 func (n names) chains() []string {
-	return []string{n.base(), n.reply(), n.known(), n.verdict(), n.allow(), n.deny()}
+	return []string{n.base(), n.reply(), n.known(), n.verdict(), n.allow(), n.deny(), n.arrival()}
 }
 
 func (n names) set(f family, kind string) string {

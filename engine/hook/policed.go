@@ -17,6 +17,10 @@ type Policed struct {
 	// about in both directions. Without Ranges they pass.
 	Ranges []netip.Prefix
 	Known  []netip.Addr
+	// Answers says that some denied packets are answered: the rules then let such
+	// answers pass, and note where connections were addressed. It takes effect with
+	// Install and with the next Switch.
+	Answers bool
 }
 
 // policed is Policed for one family, by direction.

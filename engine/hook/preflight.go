@@ -101,6 +101,9 @@ func (s *stack) probe() (err error) {
 	noSets := errors.Join(
 		s.sets.ensure(s.keySpec(keys, true)),
 		s.sets.ensure(s.addrSpec(addrs)))
+	if s.mayAnswer {
+		s.logsDialed = s.tables.apply(s.probeInput([]feature{{spec: s.dialedRate() + " " + s.dialed()}})) == nil
+	}
 	return errors.Join(
 		s.unsupported(noSets),
 		s.unsupported(connmarks{s.family, s.conn}.try()),

@@ -11,9 +11,12 @@ type Purpose string
 
 // The purposes of rules, in the order in which a packet meets them.
 const (
-	PurposeJump         Purpose = "jump"           // POSTROUTING to our chain
+	PurposeJump         Purpose = "jump"           // POSTROUTING to our chain, PREROUTING to that of arrivals
+	PurposeDialed       Purpose = "dialed"         // new: noted where it was addressed
 	PurposeEstablished  Purpose = "established"    // the flow is allowed
 	PurposeVerdict      Purpose = "verdict"        // the packet comes back with a verdict
+	PurposeAnswerClear  Purpose = "answer-clear"   // hide our mark on the agent's own packets
+	PurposeAnswer       Purpose = "answer"         // sent by the agent to the sender of a denied packet
 	PurposeReplies      Purpose = "replies"        // reply direction, whatever its fate
 	PurposeDeniedReply  Purpose = "denied-reply"   // reply of a flow that was cut
 	PurposeReply        Purpose = "reply"          // reply of any other flow
@@ -31,6 +34,7 @@ const (
 	PurposeAllowed      Purpose = "allowed"        // verdict allow
 	PurposeDenyKeep     Purpose = "deny-keep"      // verdict deny into the deny set
 	PurposeDenied       Purpose = "denied"         // verdict deny
+	PurposeRejected     Purpose = "rejected"       // verdict deny, answered and not remembered
 	PurposeStaleDenied  Purpose = "stale-denied"   // verdict deny of an earlier epoch
 	PurposeStaleAllowed Purpose = "stale-allowed"  // verdict allow of an earlier epoch
 	PurposeAllowMark    Purpose = "allow-connmark" // remember allow on the connection
@@ -72,8 +76,8 @@ func option(args []string, name string) string {
 
 // Purposes lists all of them, in that order.
 var Purposes = []Purpose{
-	PurposeJump, PurposeEstablished, PurposeVerdict, PurposeReplies, PurposeDeniedReply, PurposeReply, PurposeDenySet, PurposeAllowSet,
+	PurposeJump, PurposeDialed, PurposeEstablished, PurposeVerdict, PurposeAnswerClear, PurposeAnswer, PurposeReplies, PurposeDeniedReply, PurposeReply, PurposeDenySet, PurposeAllowSet,
 	PurposeFreed, PurposeNotPoliced, PurposeNode, PurposeNeighbour, PurposeInvalid, PurposeICMPError, PurposeFlood, PurposeQueue,
-	PurposeAllowKeep, PurposeAllowed, PurposeDenyKeep, PurposeDenied, PurposeStaleDenied, PurposeStaleAllowed,
+	PurposeAllowKeep, PurposeAllowed, PurposeDenyKeep, PurposeRejected, PurposeDenied, PurposeStaleDenied, PurposeStaleAllowed,
 	PurposeAllowMark, PurposeAllowClear, PurposeDenyMark, PurposeDrop,
 }

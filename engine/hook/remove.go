@@ -79,8 +79,8 @@ func (t *tables) removeAll(chains []string) error {
 	return t.removeChains(&have, chains)
 }
 
-// removeChains removes those of the chains that exist, and the jumps from
-// POSTROUTING to them, in one transaction.
+// removeChains removes those of the chains that exist, and the jumps to them
+// from PREROUTING and POSTROUTING, in one transaction.
 func (t *tables) removeChains(have *saved, chains []string) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "*%s\n", mangle)
@@ -90,9 +90,11 @@ func (t *tables) removeChains(have *saved, chains []string) error {
 			continue
 		}
 		exist = append(exist, name)
-		specs, _ := have.jumps(name)
-		for _, spec := range specs {
-			fmt.Fprintf(&b, "-D %s %s\n", postrouting, spec)
+		for _, from := range [...]string{prerouting, postrouting} {
+			specs, _ := have.jumpsFrom(from, name)
+			for _, spec := range specs {
+				fmt.Fprintf(&b, "-D %s %s\n", from, spec)
+			}
 		}
 	}
 	if len(exist) == 0 {

@@ -128,9 +128,13 @@ func (r *savedRule) purpose() Purpose {
 // jumps lists the rules of POSTROUTING that lead to a chain, and whether the
 // first rule is one.
 func (s *saved) jumps(chain string) (specs []string, first bool) {
+	return s.jumpsFrom(postrouting, chain)
+}
+
+func (s *saved) jumpsFrom(from, chain string) (specs []string, first bool) {
 	index := 0
 	for _, r := range s.rules {
-		if r.chain != postrouting {
+		if r.chain != from {
 			continue
 		}
 		if r.option("-j") == chain || r.option("-g") == chain {
@@ -151,6 +155,18 @@ func (s *saved) hooking(chain string, onTop bool) hooking {
 		return hooking{}
 	}
 	return hooking{remove: specs, insert: true}
+}
+
+// hookArrivals adds how to get exactly one jump from PREROUTING, or none.
+func (s *saved) hookArrivals(h *hooking, chain string, wanted bool) {
+	specs, _ := s.jumpsFrom(prerouting, chain)
+	switch {
+	case wanted && len(specs) == 1:
+	case wanted:
+		h.removeArrival, h.insertArrival = specs, true
+	default:
+		h.removeArrival = specs
+	}
 }
 
 // ours lists the rules of our chains.
@@ -200,6 +216,8 @@ func (c *chain) observe(s *saved) observed {
 			o.epoch, epochKnown = c.packet.read(r.option("--mark"), policy.Allow)
 		case PurposeQueue:
 			o.queue, o.queued = queueIn(&r)
+		case PurposeAnswer:
+			o.answers = true
 		case PurposeAllowSet:
 			if r.option("--match-set") == c.names.allowSet(c.family, sideB) {
 				o.allow = sideB
@@ -219,6 +237,9 @@ func (c *chain) observe(s *saved) observed {
 // chain and purpose; what a switch changes in them is for observe to tell.
 func (c *chain) complete(s *saved) bool {
 	if specs, _ := s.jumps(c.names.base()); len(specs) != 1 {
+		return false
+	}
+	if specs, _ := s.jumpsFrom(prerouting, c.names.arrival()); (len(specs) == 1) != c.watchesArrivals() || len(specs) > 1 {
 		return false
 	}
 	want := map[string][]Purpose{}

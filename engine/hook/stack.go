@@ -24,7 +24,10 @@ type stack struct {
 	// retired says that sets which no rule uses any more are not empty yet.
 	retired bool
 	// stale says that connections may carry generations that will be used again.
-	stale bool
+	stale     bool
+	mayAnswer bool // Config.Answers
+	// wantAnswers is what the next rules say about answers.
+	wantAnswers bool
 	// counted are the counters of rules that were replaced.
 	counted Counters
 }
@@ -135,7 +138,9 @@ func (s *stack) try(epoch uint32, ch change) error {
 		return err
 	}
 	s.attempted = &next.state
-	if err := s.tables.apply(render(&next, have.hooking(s.names.base(), ch.onTop))); err != nil {
+	hooks := have.hooking(s.names.base(), ch.onTop)
+	have.hookArrivals(&hooks, s.names.arrival(), next.watchesArrivals())
+	if err := s.tables.apply(render(&next, hooks)); err != nil {
 		return err
 	}
 	s.counted.add(have.counters(s.names))
@@ -174,7 +179,7 @@ func (s *stack) commit(now state) {
 // next describes the rules after a change.
 func (s *stack) next(epoch uint32, ch change) chain {
 	next := s.chain
-	next.epoch = epoch
+	next.epoch, next.answers = epoch, s.wantAnswers
 	if ch.revokes {
 		next.generation = s.conn.next(s.generation)
 	}

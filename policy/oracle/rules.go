@@ -39,7 +39,7 @@ func judge(s *policy.Snapshot, dir policy.Direction, me, peer end, c connection)
 			}
 		}
 	}
-	denied := &policy.Outcome{Verdict: policy.Deny, Reason: policy.ReasonDefaultDeny, Audit: isAudited(s, me.pod.Namespace)}
+	denied := &policy.Outcome{Verdict: policy.Deny, Reason: policy.ReasonDefaultDeny, Audit: isAudited(s, me.pod.Namespace), Denial: denialOf(s, me.pod.Namespace)}
 	for _, np := range isolating {
 		denied.IsolatedBy = append(denied.IsolatedBy, refOf(np))
 	}
@@ -49,6 +49,16 @@ func judge(s *policy.Snapshot, dir policy.Direction, me, peer end, c connection)
 // isAudited reports whether the pods of a namespace are judged for the record only.
 func isAudited(s *policy.Snapshot, namespace string) bool {
 	return slices.ContainsFunc(s.Namespaces, func(n *policy.Namespace) bool { return n.Name == namespace && n.Audit })
+}
+
+// denialOf is how a namespace wants to deny.
+func denialOf(s *policy.Snapshot, namespace string) policy.Denial {
+	for _, n := range s.Namespaces {
+		if n.Name == namespace {
+			return n.Denial
+		}
+	}
+	return policy.DenialUnset
 }
 
 func refOf(np *networkingv1.NetworkPolicy) policy.PolicyRef {

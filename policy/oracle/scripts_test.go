@@ -205,9 +205,13 @@ func addObject(t *testing.T, s *policy.Snapshot, doc []byte) {
 	case "Namespace":
 		var o corev1.Namespace
 		parse(t, doc, &o)
-		s.Namespaces = append(s.Namespaces, &policy.Namespace{
-			Name: o.Name, Labels: o.Labels, Audit: o.Annotations["netverdict.io/mode"] == "audit",
-		})
+		ns := &policy.Namespace{Name: o.Name, Labels: o.Labels, Audit: o.Annotations["netverdict.io/mode"] == "audit"}
+		if how := o.Annotations["netverdict.io/deny"]; how != "" {
+			if err := ns.Denial.UnmarshalText([]byte(how)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		s.Namespaces = append(s.Namespaces, ns)
 	case "Node":
 		s.Nodes = append(s.Nodes, nodeFrom(t, doc))
 	case "Pod":

@@ -17,8 +17,12 @@ import (
 // terminatingSuffix marks pods that get a deletionTimestamp in Manifests.
 const terminatingSuffix = "-terminating"
 
-// modeAnnotation of a namespace is what policy.Namespace.Audit is read from.
-const modeAnnotation = "netverdict.io/mode"
+// modeAnnotation of a namespace is what policy.Namespace.Audit is read from, and
+// denyAnnotation what Denial is.
+const (
+	modeAnnotation = "netverdict.io/mode"
+	denyAnnotation = "netverdict.io/deny"
+)
 
 // Manifests renders the snapshot's objects as a stream of YAML documents, as
 // kubectl would print them. What a snapshot says beyond objects (Local,
@@ -62,6 +66,12 @@ func namespaceObject(ns *policy.Namespace) *corev1.Namespace {
 		o.Annotations = map[string]string{modeAnnotation: "audit"}
 	case len(ns.Labels)%2 == 1: // saying what is so anyway makes no difference
 		o.Annotations = map[string]string{modeAnnotation: "enforce"}
+	}
+	if ns.Denial != policy.DenialUnset {
+		if o.Annotations == nil {
+			o.Annotations = map[string]string{}
+		}
+		o.Annotations[denyAnnotation] = ns.Denial.String()
 	}
 	return o
 }

@@ -18,7 +18,7 @@ func Mutate(rng *rand.Rand, s *policy.Snapshot) *policy.Snapshot {
 	g := &generator{rng: rng, s: &changed, size: sizeOf(s)}
 	mutations := []func(*generator){
 		addPod, addPod, removePod, relabelPod, changePhase, movePodAddrs,
-		relabelNamespace, switchAudit, addOrRemoveNamespace, changeNodeAddrs,
+		relabelNamespace, switchAudit, changeDenial, addOrRemoveNamespace, changeNodeAddrs,
 		addPolicy, addPolicy, removePolicy, editPolicy, editPolicy,
 	}
 	pick(rng, mutations)(g)
@@ -66,7 +66,7 @@ func replacePod(g *generator, edit func(*policy.Pod)) {
 func relabelNamespace(g *generator) {
 	g.s.Namespaces = replaced(g.rng, g.s.Namespaces, func(n *policy.Namespace) *policy.Namespace {
 		c := g.namespace(n.Name)
-		c.Audit = n.Audit
+		c.Audit, c.Denial = n.Audit, n.Denial
 		return c
 	})
 }
@@ -75,6 +75,14 @@ func switchAudit(g *generator) {
 	g.s.Namespaces = replaced(g.rng, g.s.Namespaces, func(n *policy.Namespace) *policy.Namespace {
 		c := *n
 		c.Audit = !c.Audit
+		return &c
+	})
+}
+
+func changeDenial(g *generator) {
+	g.s.Namespaces = replaced(g.rng, g.s.Namespaces, func(n *policy.Namespace) *policy.Namespace {
+		c := *n
+		c.Denial = (c.Denial + 1) % (policy.DenialReject + 1)
 		return &c
 	})
 }
@@ -89,7 +97,7 @@ func addOrRemoveNamespace(g *generator) {
 		return
 	}
 	made := g.namespace(name)
-	made.Audit = g.chance(25)
+	made.Audit, made.Denial = g.chance(25), g.denial()
 	g.s.Namespaces = append(slices.Clone(g.s.Namespaces), made)
 }
 

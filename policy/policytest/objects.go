@@ -80,6 +80,21 @@ func (g *generator) audits() {
 	}
 }
 
+// denials picks the namespaces that say how they deny, after everything else too.
+func (g *generator) denials() {
+	for _, ns := range g.s.Namespaces {
+		ns.Denial = g.denial()
+	}
+}
+
+// denial is mostly unset.
+func (g *generator) denial() policy.Denial {
+	if g.chance(70) {
+		return policy.DenialUnset
+	}
+	return pick(g.rng, []policy.Denial{policy.DenialDrop, policy.DenialReject})
+}
+
 func (g *generator) labels(keys []string) map[string]string {
 	set := map[string]string{}
 	for _, k := range keys {

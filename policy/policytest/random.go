@@ -62,6 +62,7 @@ func Random(seed uint64, size Size) *policy.Snapshot {
 	}
 	g.scope()
 	g.audits()
+	g.denials()
 	g.shuffle()
 	return g.s
 }

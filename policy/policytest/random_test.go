@@ -88,6 +88,8 @@ func countScope(f features, s *policy.Snapshot) {
 	f.when(len(s.Nodes) < Small.Nodes, "node without object")
 	for _, ns := range s.Namespaces {
 		f.when(ns.Audit, "namespace: audited")
+		f.when(ns.Denial == policy.DenialDrop, "namespace: denies by silence")
+		f.when(ns.Denial == policy.DenialReject, "namespace: rejects")
 		_, set := ns.Labels[metadataName]
 		f.when(set, "namespace: name label in the manifest")
 		f.when(!set, "namespace: name label to be added")
