@@ -56,7 +56,7 @@ func (e *Engine) Apply(t *policy.Tree) (policy.Change, error) {
 // there is time to search for what the kernel knows of them: a live flow of a pod
 // that stays is cut at once, with its next packet, which only a new generation does.
 func (e *Engine) confined(t *policy.Tree, change policy.Change) ([]netip.Addr, bool) {
-	if e.owed || e.cfg.ConfineTo == 0 || change == (policy.Change{}) {
+	if e.owed || e.cfg.ConfineTo == 0 || change.Denies || change == (policy.Change{}) {
 		return nil, false
 	}
 	old := e.by.Load().tree
@@ -76,7 +76,7 @@ func stays(old, now *policy.Tree, a netip.Addr) bool {
 
 func (e *Engine) applyToAll(t *policy.Tree, change policy.Change) error {
 	revokes := change.Revokes || change.Audits || e.owed
-	adds := change.Adds || e.owed
+	adds := change.Adds || change.Denies || e.owed // what is remembered as denied is asked again
 	if err := e.cfg.Rules.Switch(revokes, adds); err != nil {
 		return fmt.Errorf("switch rules: %w", err)
 	}

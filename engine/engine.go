@@ -24,6 +24,9 @@ import (
 type Marks interface {
 	// Verdict returns the mark old with a verdict given in an epoch in our bits.
 	Verdict(old uint32, v policy.Verdict, epoch uint32) uint32
+	// Rejected returns the mark old with a verdict to deny that is not remembered
+	// for others of its kind.
+	Rejected(old uint32) uint32
 	// Decided reports whether a mark carries a verdict.
 	Decided(mark uint32) bool
 	// Clear returns the mark with our bits zero.
@@ -80,6 +83,11 @@ type Config struct {
 	// kernel knows of them is searched, and everybody else is left in peace. 0
 	// confines no change.
 	ConfineTo int
+	// Rejecter answers denied packets; nil: nobody does. Deny says which: those of
+	// namespaces that do not say it themselves (policy.Namespace.Denial), and those
+	// that no policy denies.
+	Rejecter Rejecter
+	Deny     policy.Denial
 	// VerifyEvery is how often the installed rules are checked and, if somebody
 	// removed them, put back; 0 never.
 	VerifyEvery time.Duration
@@ -132,6 +140,8 @@ func New(cfg Config) (*Engine, error) {
 			ring:    cfg.Collector.NewRing(cfg.RingSize),
 			log:     cfg.Log,
 			hold:    newHold(&cfg),
+
+			rejecter: cfg.Rejecter, deny: cfg.Deny,
 		})
 	}
 	e.hits = newHits(cfg.PolicyLimit, e.workers)
@@ -349,6 +359,7 @@ func (e *Engine) policed(t *policy.Tree) hook.Policed {
 	p := hook.Policed{
 		Egress:  slices.Collect(t.Policed(policy.Egress)),
 		Ingress: slices.Collect(t.Policed(policy.Ingress)),
+		Answers: e.answers(t),
 	}
 	if e.cfg.HoldLimit > 0 || t.UnknownPod() == policy.Deny {
 		p.Ranges, p.Known = t.LocalPodCIDRs(), slices.Collect(t.Known())

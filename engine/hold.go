@@ -135,7 +135,11 @@ func (w *worker) review(now time.Time) {
 		}
 		h.count(p, -1)
 		w.account(by, &p.packet, d, false)
-		w.source.Release(p.id, w.answer(by, p.mark, d.Verdict))
+		a := w.answer(by, p.mark, d.Verdict)
+		if w.rejects(&d) { // its bytes are not here any more: when it is sent again
+			a = w.answerRejected(p.mark)
+		}
+		w.source.Release(p.id, a)
 	}
 	h.waiting = kept
 	w.counters.heldNow.Store(int64(len(kept)))

@@ -32,6 +32,8 @@ type worker struct {
 	cache    *cache
 	ring     *flow.Ring
 	log      Log
+	rejecter Rejecter // nil: nothing is answered
+	deny     policy.Denial
 	counters counters
 	rests    atomic.Uint64 // times between two packets, when it judged by nothing
 	hold     hold
@@ -60,6 +62,9 @@ func (w *worker) Handle(q *queue.Packet) queue.Answer {
 		return queue.Answer{Action: queue.Hold}
 	}
 	w.account(by, &w.packet, d, hit)
+	if w.rejects(&d) && w.rejecter.Reject(&w.packet, q.Payload) {
+		return w.answerRejected(q.Mark)
+	}
 	return w.answer(by, q.Mark, d.Verdict)
 }
 

@@ -49,6 +49,7 @@ type agentOptions struct {
 	mode         modeOptions
 	limits       limitOptions
 	observers    observers
+	reject       rejectOptions
 }
 
 func newAgent(e env) *cobra.Command {
@@ -120,6 +121,7 @@ func (o *agentOptions) addFlags(cmd *cobra.Command) {
 	o.mode.addFlags(f)
 	o.turn.addFlags(f)
 	o.limits.addFlags(f)
+	o.reject.addFlags(f)
 	o.metrics.addFlags(f)
 	o.node.addFlags(f)
 	o.profile.addFlags(f)
@@ -157,7 +159,7 @@ func (o *agentOptions) validate() error {
 	case o.cacheSize < 0:
 		return fmt.Errorf("--cache-size %d: want 0 or more decisions", o.cacheSize)
 	}
-	return errors.Join(o.live.validate(), o.turn.validate(), o.limits.validate(), o.mode.validate(), o.flowLog.validate(), o.metrics.validate(), o.hubble.validate(), o.profile.validate())
+	return errors.Join(o.live.validate(), o.turn.validate(), o.limits.validate(), o.reject.validate(), o.mode.validate(), o.flowLog.validate(), o.metrics.validate(), o.hubble.validate(), o.profile.validate())
 }
 
 // source says where the objects come from. An agent does not start on manifests
@@ -179,7 +181,7 @@ func (o *agentOptions) run(ctx context.Context, e env) error {
 		return err
 	}
 	o.hook.QueueCount, o.queue.FailOpen = o.queues, o.hook.FailOpen
-	o.hook.AskLimit = o.live.askLimit
+	o.hook.AskLimit, o.hook.Answers = o.live.askLimit, true
 	// A reader of the flow log that goes away must not take enforcement with it.
 	signal.Ignore(syscall.SIGPIPE)
 	log := slog.New(slog.NewTextHandler(e.stderr, nil))

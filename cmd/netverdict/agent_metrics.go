@@ -65,6 +65,7 @@ func (a *agent) measured() *metrics.Agent {
 		Log:   a.flowLog.Stats,
 	}
 	if a.rules != nil {
+		m.Answers = a.answered
 		m.Rules = a.rules
 	}
 	if c, ok := a.source.(*clusterSource); ok {

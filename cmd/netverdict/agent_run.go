@@ -18,6 +18,7 @@ import (
 	"github.com/netverdict/netverdict/engine/hook"
 	"github.com/netverdict/netverdict/engine/metrics"
 	"github.com/netverdict/netverdict/engine/queue"
+	"github.com/netverdict/netverdict/engine/reject"
 	"github.com/netverdict/netverdict/engine/turn"
 	"github.com/netverdict/netverdict/kube"
 	"github.com/netverdict/netverdict/policy"
@@ -44,9 +45,10 @@ type agent struct {
 	flowLog   *flow.Log
 	demand    flow.Demand // what the sinks want
 	collector *flow.Collector
-	flows     *flowServer                   // nil: not served
-	kernel    atomic.Pointer[kernel]        // nil until there is a first tree
-	auditor   atomic.Pointer[audit.Auditor] // the same; only of an agent that audits
+	flows     *flowServer                     // nil: not served
+	kernel    atomic.Pointer[kernel]          // nil until there is a first tree
+	auditor   atomic.Pointer[audit.Auditor]   // the same; only of an agent that audits
+	rejecter  atomic.Pointer[reject.Rejecter] // nil: denied packets are not answered
 
 	noticed  map[string]bool // notices of the last snapshot; owned by watch
 	podStart string          // owned by watch
@@ -129,7 +131,7 @@ func (a *agent) serve(ctx context.Context, e env) error {
 // ringSize is how many flow records a worker can be ahead of the sinks.
 const ringSize = 8192
 
-func (a *agent) newEngine(queues []queue.Source, mine *turn.Turn) (*engine.Engine, error) {
+func (a *agent) newEngine(queues []queue.Source, mine *turn.Turn, r *reject.Rejecter) (*engine.Engine, error) {
 	o := a.options
 	return engine.New(engine.Config{
 		Rules:       a.rules,
@@ -144,6 +146,8 @@ func (a *agent) newEngine(queues []queue.Source, mine *turn.Turn) (*engine.Engin
 		HoldTime:    o.holdTime,
 		HoldRemote:  o.live.holdRemote,
 		ConfineTo:   confineTo,
+		Rejecter:    rejecterOf(r),
+		Deny:        o.reject.deny,
 		VerifyEvery: 15 * time.Second,
 		KeepRules:   o.onStop == onStopKeep,
 		Requested:   a.requested,
@@ -283,7 +287,12 @@ func (a *agent) enforce(ctx context.Context, group *errgroup.Group) error {
 	if err := a.rules.UseQueue(number); err != nil {
 		return errors.Join(err, closeAll(queues))
 	}
-	e, err := a.newEngine(queues, mine)
+	r, err := a.openRejecter(number)
+	if err != nil {
+		return errors.Join(err, closeAll(queues))
+	}
+	defer a.startRejecting(r)()
+	e, err := a.newEngine(queues, mine, r)
 	if err != nil {
 		return errors.Join(err, closeAll(queues))
 	}

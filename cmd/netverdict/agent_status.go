@@ -57,6 +57,9 @@ func (a *agent) status() Status {
 			s.FailMode = "open"
 		}
 	}
+	if !a.options.mode.audits() {
+		s.Deny = a.denyStatus()
+	}
 	a.addCluster(&s, state.waiting)
 	if k := a.kernel.Load(); k != nil {
 		s.addTree(k.engine)

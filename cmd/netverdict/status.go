@@ -48,6 +48,7 @@ type Status struct {
 	Backend    string        `json:"backend"`
 	Queues     []QueueStatus `json:"queues"`
 	Audit      *AuditStatus  `json:"audit,omitempty"`
+	Deny       *DenyStatus   `json:"deny,omitempty"`
 	Allowed    uint64        `json:"allowed"` // decisions since the agent started
 	Denied     uint64        `json:"denied"`
 	Audited    uint64        `json:"audited"` // passed, though policies of audited namespaces deny them
@@ -208,6 +209,9 @@ func writeStatus(out io.Writer, s *Status, output string) error {
 			line("copies", "%s", auditText(s.Audit))
 		}
 		return w.Flush()
+	}
+	if s.Deny != nil {
+		line("denies", "with %s where a namespace does not say; %d answers given, %d not", s.Deny.Default, s.Deny.Answered, s.Deny.Unanswered)
 	}
 	line("fails", "%s; on stop %s", failText(s.FailMode), s.OnStop)
 	return w.Flush()

@@ -147,6 +147,20 @@
 // generations but the current one are cleared from the connection table. (A deny
 // mark is obeyed whatever its number.)
 //
+// # Answers
+//
+// While some denied packets are answered (Policed.Answers) there are more rules. In
+// VERDICT, a denial that was answered (Marks.Rejected) cuts its connection and is not
+// remembered, so that the next of its kind is answered too; and first of all, what
+// the agent sends itself (Marks.Own) passes with a clean mark: to conntrack an answer
+// without a connection is INVALID, and 9 would drop it. NETVERDICT-ARRIVAL, called
+// from PREROUTING before DNAT, notes new connections in an NFLOG group:
+//
+//	mangle PREROUTING ──▶ NETVERDICT-ARRIVAL
+//	  new, not ICMP, not to a policed pod itself: NFLOG ─▶ user space          dialed
+//
+// Package reject says why.
+//
 // # Living with others
 //
 // Rules are replaced in place by iptables-restore --noflush. Deleting a base

@@ -7,6 +7,7 @@ import (
 	"github.com/netverdict/netverdict/engine/flow"
 	"github.com/netverdict/netverdict/engine/hook"
 	"github.com/netverdict/netverdict/engine/queue"
+	"github.com/netverdict/netverdict/engine/reject"
 	"github.com/netverdict/netverdict/policy"
 )
 
@@ -22,6 +23,8 @@ type Agent struct {
 	Log    func() flow.LogStats
 	// Kinds is nil if objects do not come from an API server.
 	Kinds func() []Kind
+	// Answers is what senders of denied packets were told; nil: nobody can be.
+	Answers func() reject.Stats
 }
 
 // State is what an agent says of itself.

@@ -10,6 +10,7 @@ import (
 
 	"github.com/netverdict/netverdict/engine/audit"
 	"github.com/netverdict/netverdict/engine/queue"
+	"github.com/netverdict/netverdict/engine/reject"
 	"github.com/netverdict/netverdict/policy"
 )
 
@@ -41,6 +42,9 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	if c.agent.Rules != nil {
 		c.rules.collect(ch)
 	}
+	if c.agent.Answers != nil {
+		collectAnswers(ch, c.agent.Answers())
+	}
 	k := c.agent.Kernel()
 	if k == nil {
 		return
@@ -60,6 +64,14 @@ func collectCopies(ch chan<- prometheus.Metric, s audit.Stats) {
 	send(ch, auditPackets, s.KernelDropped, "dropped")
 	send(ch, auditPackets, s.Malformed, "malformed")
 	send(ch, auditPackets, s.NotIP, "not-ip")
+}
+
+func collectAnswers(ch chan<- prometheus.Metric, s reject.Stats) {
+	send(ch, answers, s.Resets, "reset")
+	send(ch, answers, s.Errors, "icmp")
+	send(ch, unanswered, s.Limited, "limited")
+	send(ch, unanswered, s.Lost, "lost")
+	send(ch, unanswered, s.Failed, "failed")
 }
 
 func (c *collector) collectState(ch chan<- prometheus.Metric) {

@@ -31,6 +31,9 @@ var (
 	sendRetries      = counter("queue_send_retries_total", "Writes of answers that had to be repeated.", "queue")
 	verdictLatency   = histogram("verdict_latency_seconds", "Time from reading a packet to having written its answer, for one batch in eight. The wait in the kernel's queue before is not in it. Also a native histogram.", "queue")
 
+	answers    = counter("answers_total", "Answers to denied packets (--deny=reject, netverdict.io/deny), by kind: reset (TCP; both ends of a live connection count) or icmp.", "kind")
+	unanswered = counter("unanswered_total", "Denied packets that were to be answered and were not: limited (--reject-rate), lost (too many at once) or failed (could not be sent).", "reason")
+
 	cacheHits   = counter("flow_cache_hits_total", "Decisions found in the flow cache.")
 	cacheMisses = counter("flow_cache_misses_total", "Decisions made by the tree because the flow cache did not have them.")
 	held        = gauge("held_packets", "Packets that wait for their pod to become known.")

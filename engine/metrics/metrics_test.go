@@ -28,6 +28,7 @@ import (
 	"github.com/netverdict/netverdict/engine/flow"
 	"github.com/netverdict/netverdict/engine/hook"
 	"github.com/netverdict/netverdict/engine/queue"
+	"github.com/netverdict/netverdict/engine/reject"
 	"github.com/netverdict/netverdict/policy"
 )
 
@@ -97,6 +98,7 @@ func newStage(t *testing.T) *stage {
 			return State{Enforcing: true, OverLimit: 3, Waiting: 1, Oldest: time.Now().Add(-time.Minute)}
 		},
 		Kernel: func() *Kernel { return &Kernel{e, []queue.Source{s.source}, 8050} },
+		Answers: func() reject.Stats { return reject.Stats{Resets: 1, Errors: 2, Limited: 3, Lost: 4, Failed: 5} },
 		Kinds: func() []Kind {
 			return []Kind{{Name: "Pod", Connected: true, Objects: 2, Pending: time.Now().Add(-time.Hour)}}
 		},
