@@ -217,7 +217,7 @@ func TestRejectLiveFlow(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer c.Close()
+			t.Cleanup(func() { c.Close() })
 			conns = append(conns, c)
 		}
 		n.apply(isolate(ingress, "server"))

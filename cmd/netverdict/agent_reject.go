@@ -31,6 +31,15 @@ func (o *rejectOptions) validate() error {
 	return nil
 }
 
+// useQueue makes the rules send packets to the queues from a number on, and what is
+// answered of them be known by it.
+func (a *agent) useQueue(number uint16) (*reject.Rejecter, error) {
+	if err := a.rules.UseQueue(number); err != nil {
+		return nil, err
+	}
+	return a.openRejecter(number)
+}
+
 // openRejecter opens what answers need, beside the queues of which the first has a
 // number. An agent that rejects must be able to; where it is up to namespaces, they
 // are told that they are not obeyed.

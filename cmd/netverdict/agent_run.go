@@ -284,10 +284,7 @@ func (a *agent) enforce(ctx context.Context, group *errgroup.Group) error {
 	if err != nil {
 		return err
 	}
-	if err := a.rules.UseQueue(number); err != nil {
-		return errors.Join(err, closeAll(queues))
-	}
-	r, err := a.openRejecter(number)
+	r, err := a.useQueue(number)
 	if err != nil {
 		return errors.Join(err, closeAll(queues))
 	}

@@ -57,8 +57,8 @@ func TestLifecycleLeavesNothingBehind(t *testing.T) {
 				t.Fatalf("Verify after %s: repaired %v, %v\n%s", step.name, repaired, err, ns.rules(t, b))
 			}
 		}
-		if left := ns.leftovers(t, cfg); len(left) != 2*(6+6) {
-			t.Errorf("Leftovers lists %d chains and sets, want 24: %q", len(left), left)
+		if left := ns.leftovers(t, cfg); len(left) != 2*(7+6) {
+			t.Errorf("Leftovers lists %d chains and sets, want 26: %q", len(left), left)
 		}
 		for range 2 {
 			if err := h.Remove(); err != nil {

@@ -103,7 +103,7 @@ func TestReset(t *testing.T) {
 
 func tcpOf(t *testing.T, b []byte) *layers.TCP {
 	t.Helper()
-	first := gopacket.LayerType(layers.LayerTypeIPv4)
+	first := layers.LayerTypeIPv4
 	if b[0]>>4 == 6 {
 		first = layers.LayerTypeIPv6
 	}
