@@ -98,7 +98,6 @@ func newStage(t *testing.T) *stage {
 			return State{Enforcing: true, OverLimit: 3, Waiting: 1, Oldest: time.Now().Add(-time.Minute)}
 		},
 		Kernel:  func() *Kernel { return &Kernel{e, []queue.Source{s.source}, 8050} },
-		State:   func() State { return State{Enforcing: true, OverLimit: 3, Oldest: time.Now().Add(-time.Minute)} },
 		Answers: func() reject.Stats { return reject.Stats{Resets: 1, Errors: 2, Limited: 3, Lost: 4, Failed: 5} },
 		Kinds: func() []Kind {
 			return []Kind{{Name: "Pod", Connected: true, Objects: 2, Pending: time.Now().Add(-time.Hour)}}
