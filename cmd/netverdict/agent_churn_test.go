@@ -34,8 +34,9 @@ const (
 	churnSettle = 5 * time.Second
 	// churnSilence and churnPatience bound a probe that should be denied, and allowed.
 	churnSilence  = 300 * time.Millisecond
-	churnPatience = 2 * time.Second
-	churnMemory   = 20_000 // states
+	churnPatience = 5 * time.Second
+	churnRepeat   = time.Second // a datagram, as clients do
+	churnMemory   = 20_000      // states
 )
 
 // TestPolicyChurn: 50 changes a second of policies, pods and namespaces, by real
@@ -69,6 +70,7 @@ type churnProbe struct {
 	sent     int64
 	ended    int64 // answered, or given up
 	answered bool
+	repeated bool // its datagram was sent more than once
 }
 
 type churnKey struct {
@@ -99,6 +101,7 @@ type churnTrial struct {
 	pending                   []churnProbe
 	records, allowed, denied  int
 	wrong, stale              int
+	repeated                  int // answered, but not at once, though no state denied it
 	probes, answered          int
 	leaked, broken            int
 	forced                    int // states
@@ -356,15 +359,12 @@ func (c *churnTrial) draw(rng *rand.Rand) policytest.Flow {
 
 // one sends one probe, of a live flow from a port that is used again and again.
 func (c *churnTrial) one(f policytest.Flow, port uint16, live bool) {
-	c.mu.Lock()
-	now := c.newest
-	c.mu.Unlock()
 	p := churnProbe{flow: f}
 	if live && f.Protocol == policy.UDP {
 		p.from = port
 	}
 	limit := churnSilence
-	if oracle.Decide(now, f.Src, f.Dst, f.Protocol, f.Port).Verdict == policy.Allow {
+	if c.mayPass(f) {
 		limit = churnPatience
 	}
 	err := c.at[f.Src].Do(func() error { return c.send(&p, limit) })
@@ -375,6 +375,17 @@ func (c *churnTrial) one(f policytest.Flow, port uint16, live bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.pending = append(c.pending, p)
+}
+
+// mayPass reports whether a probe may be answered, by the state in force or the
+// newest.
+func (c *churnTrial) mayPass(f policytest.Flow) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	inForce := c.states[c.enforced[len(c.enforced)-1].state]
+	return slices.ContainsFunc([]*policy.Snapshot{c.newest, inForce}, func(s *policy.Snapshot) bool {
+		return s != nil && oracle.Decide(s, f.Src, f.Dst, f.Protocol, f.Port).Verdict == policy.Allow
+	})
 }
 
 // sending notes a probe before its first packet leaves.
@@ -410,10 +421,26 @@ func (c *churnTrial) send(p *churnProbe, limit time.Duration) error {
 	p.from = conn.LocalAddr().(*net.UDPAddr).AddrPort().Port()
 	c.sending(p)
 	payload := fmt.Sprintf("#%d#", p.sent)
-	if err := errors.Join(conn.SetDeadline(time.Now().Add(limit)), ignoreSilence(write(conn, payload))); err != nil {
-		return err
+	answer, sends := make([]byte, 256), 0
+	for {
+		left := limit - time.Duration(time.Now().UnixNano()-p.sent)
+		if left <= 0 {
+			return nil
+		}
+		if sends++; sends > 1 {
+			p.repeated = true
+		}
+		if err := errors.Join(conn.SetDeadline(time.Now().Add(min(left, churnRepeat))), ignoreSilence(write(conn, payload))); err != nil {
+			return err
+		}
+		if err := awaitAnswer(conn, answer, p); err != nil || p.answered {
+			return err
+		}
 	}
-	answer := make([]byte, 256)
+}
+
+// awaitAnswer reads until the answer to a probe or the deadline.
+func awaitAnswer(conn net.Conn, answer []byte, p *churnProbe) error {
 	for {
 		n, err := conn.Read(answer)
 		if err != nil {
@@ -510,6 +537,9 @@ func (c *churnTrial) settleOne(p *churnProbe) {
 	if p.answered {
 		c.answered++
 	}
+	if p.answered && p.repeated && !mayNot {
+		c.repeated++
+	}
 	switch {
 	case p.answered && !may:
 		c.leaked++
@@ -554,8 +584,8 @@ func (c *churnTrial) finish() {
 func (c *churnTrial) report(long time.Duration) {
 	c.t.Helper()
 	rate := float64(c.cluster.mutated-1) / (time.Duration(c.lastOffered - c.firstOffered).Seconds())
-	c.t.Logf("%v of churn: %d changes (%.1f a second), %d states enforced; %d flow records, %d allow and %d deny: wrong %d, judged by an older state %d, lost %d; %d connections, %d answered: leaked %d, broken %d",
-		long, c.cluster.mutated-1, rate, c.forced, c.records, c.allowed, c.denied, c.wrong, c.stale, c.lost, c.probes, c.answered, c.leaked, c.broken)
+	c.t.Logf("%v of churn: %d changes (%.1f a second), %d states enforced; %d flow records, %d allow and %d deny: wrong %d, judged by an older state %d, lost %d; %d connections, %d answered: leaked %d, broken %d, answered only when repeated %d",
+		long, c.cluster.mutated-1, rate, c.forced, c.records, c.allowed, c.denied, c.wrong, c.stale, c.lost, c.probes, c.answered, c.leaked, c.broken, c.repeated)
 	if c.records == 0 || c.allowed == 0 || c.denied == 0 || c.answered == 0 || c.answered == c.probes {
 		c.t.Error("too little happened to mean anything")
 	}

@@ -36,7 +36,7 @@ var soakValues = []soakValue{
 	{"RSS MiB", func(s *soakSample) float64 { return float64(s.rss) }, 1 << 20, 0.10, 4 << 20},
 	{"live heap MiB", func(s *soakSample) float64 { return float64(s.heap) }, 1 << 20, 0.10, 2 << 20},
 	{"goroutines", func(s *soakSample) float64 { return float64(s.goroutines) }, 1, 0, 10},
-	{"file descriptors", func(s *soakSample) float64 { return float64(s.files) }, 1, 0, 3},
+	{"file descriptors", func(s *soakSample) float64 { return float64(s.files) }, 1, 0, 8},
 	{"conntrack entries", func(s *soakSample) float64 { return float64(s.connections) }, 1, 0.25, 200},
 	{"set entries", func(s *soakSample) float64 { return float64(s.remember) }, 1, 0.25, 200},
 }
