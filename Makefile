@@ -157,6 +157,19 @@ promises: deps-test ## What we promise of live flows, pod start, upgrades and fl
 	promise go test -count=1 -timeout 1h -v -run '$(call promised,TestAgentsFollowEachOther TestFlood TestPolicyChurn)' ./cmd/netverdict -churn-time=60s -turns=20 -connect-rate=300 -flood-time=10s -flood-cpu=5 -flood-keep=80; \
 	exit $$failed
 
+SBOMFILE ?= bin/netverdict.cdx.json
+
+.PHONY: vuln sbom reproducible
+vuln: ## Known vulnerabilities that the program calls; GOVULNDB=file:///path where vuln.go.dev cannot be reached
+	@.ci/vuln
+
+sbom: build ## Bill of materials of bin/netverdict, and with DPKG=status of the image, as CycloneDX into SBOMFILE
+	@.ci/sbom bin/netverdict $(shell git describe --always --dirty) >$(SBOMFILE)
+	@echo "$(SBOMFILE): $$(grep -c '"purl"' $(SBOMFILE)) components"
+
+reproducible: ## Build the image's program twice, in two places, and compare
+	@.ci/reproduce
+
 SOAK     ?= 30m
 SOAKFILE ?= bench/results/$(shell date -u +%Y-%m-%d)-soak.txt
 

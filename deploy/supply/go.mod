@@ -1,5 +1,5 @@
 // What checks the supply chain: tools that read the module graph and the program.
-// Apart from .ci/tools, so that neither decides the other's versions.
+// Apart from .ci/tools, so that neither decides the other's versions; sbom is ours, and so are the tests.
 module github.com/netverdict/netverdict/supply
 
 go 1.26.0
@@ -9,9 +9,10 @@ tool (
 	golang.org/x/vuln/cmd/govulncheck
 )
 
+require github.com/CycloneDX/cyclonedx-go v0.8.0
+
 require (
 	dario.cat/mergo v1.0.0 // indirect
-	github.com/CycloneDX/cyclonedx-go v0.8.0 // indirect
 	github.com/CycloneDX/cyclonedx-gomod v1.7.0 // indirect
 	github.com/Microsoft/go-winio v0.6.1 // indirect
 	github.com/ProtonMail/go-crypto v0.0.0-20230828082145-3c4c8a2d2371 // indirect
