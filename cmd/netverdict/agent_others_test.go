@@ -40,7 +40,7 @@ func attempts(pid int, paths []string) map[string]func() error {
 		"send it a signal": func() error { return syscall.Kill(pid, syscall.SIGTERM) },
 		"trace it":         func() error { return syscall.PtraceAttach(pid) },
 		"bind its queue":   bindQueue,
-		"list its sets":    func() error { return listSets() },
+		"list its sets":    listSets,
 	}
 	for _, file := range []string{"mem", "environ", "maps", "fd", "stack", "syscall"} {
 		list["read /proc/PID/"+file] = func() error { return readSome(proc(file)) }
