@@ -57,7 +57,7 @@ const listHeader = 1 << 2
 func (h *setHeader) read(typ uint16, data []byte) {
 	switch {
 	case typ == nl.IPSET_ATTR_TYPENAME:
-		h.typename = nl.BytesToString(data)
+		h.typename = unix.ByteSliceToString(data) // to the end, where no NUL ends it
 	case typ == nl.IPSET_ATTR_FAMILY && len(data) > 0:
 		h.family = data[0]
 	case typ == nl.IPSET_ATTR_DATA:
