@@ -145,7 +145,7 @@ fuzz-long: ## Every fuzz target for 10 minutes
 # promised(tests) is a pattern; FIGURES keeps what the tests measured, and their verdicts.
 space    := $(subst ,, )
 promised = ^($(subst $(space),|,$(strip $(1))))$$
-FIGURES  := grep -E '^ *(--- |ok|FAIL|panic)|^ +[a-z_]+_test.go:[0-9]+: '
+FIGURES  := grep --line-buffered -E '^ *(--- |ok|FAIL|panic)|^ +[a-z_]+_test.go:[0-9]+: '
 PROMISES ?= bench/results/$(shell date -u +%Y-%m-%d)-promises.txt
 
 .PHONY: promises
