@@ -149,7 +149,7 @@ FIGURES  := grep --line-buffered -E '^ *(--- |ok|FAIL|panic)|^ +[a-z_]+_test.go:
 PROMISES ?= bench/results/$(shell date -u +%Y-%m-%d)-promises.txt
 
 .PHONY: promises
-promises: deps-test ## What we promise of live flows, pod start, upgrades and floods, at full count, into PROMISES (root; 15 minutes)
+promises: deps-test ## What we promise of live flows, pod start, upgrades and floods, at full count, into PROMISES (root; 20 minutes)
 	@mkdir -p $(dir $(PROMISES))
 	@.ci/machine | tee $(PROMISES)
 	@failed=0; promise() { "$$@" 2>&1 | $(FIGURES) | tee -a $(PROMISES) || failed=1; }; \
