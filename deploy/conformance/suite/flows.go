@@ -185,7 +185,7 @@ func agentRestart(t *T) {
 	for _, n := range t.rig.Nodes {
 		t.must(n.StopAgent())
 	}
-	t.tcpBlocked(stranger, server, 80)
+	t.tcpStaysBlocked(stranger, server, 80)
 	for _, l := range kept {
 		t.lives(l)
 	}
@@ -196,5 +196,5 @@ func agentRestart(t *T) {
 		t.lives(l)
 	}
 	t.tcpPasses(friend, server, 80)
-	t.tcpBlocked(stranger, server, 80)
+	t.tcpStaysBlocked(stranger, server, 80)
 }
