@@ -473,10 +473,12 @@ func splitHash(s string) []string {
 	})
 }
 
-// ignoreSilence makes no error of what happens to connections that are denied.
+// ignoreSilence makes no error of what happens to connections that are denied, also
+// by namespaces that want them rejected: a server listens everywhere, so nobody else
+// refuses.
 func ignoreSilence(err error) error {
 	var timeout net.Error
-	if errors.As(err, &timeout) && timeout.Timeout() || errors.Is(err, syscall.EHOSTUNREACH) || errors.Is(err, syscall.EACCES) || errors.Is(err, syscall.EPERM) {
+	if errors.As(err, &timeout) && timeout.Timeout() || errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.EHOSTUNREACH) || errors.Is(err, syscall.EACCES) || errors.Is(err, syscall.EPERM) {
 		return nil
 	}
 	return err
