@@ -15,6 +15,7 @@ import (
 
 	networkingv1 "k8s.io/api/networking/v1"
 
+	"github.com/google/gopacket/layers"
 	"golang.org/x/sys/unix"
 
 	"github.com/netverdict/netverdict/bench/netlab"
@@ -272,6 +273,53 @@ func acceptAll(t *testing.T, h *netlab.Host, port uint16) <-chan net.Conn {
 		})
 	})
 	return accepted
+}
+
+// TestMidStream: segments that begin no connection are judged as one that does, and
+// those that nobody could have sent are dropped. Denied ones are answered, but only
+// their sender is: nobody can reset a connection by forging a segment of it.
+func TestMidStream(t *testing.T) {
+	eachBackend(t, func(t *testing.T, n *network) {
+		n.startRejecting(policy.DenialReject, 1000, allow("other", "server"))
+		families(n.server, func(family string, a netip.Addr) {
+			toServer, err := n.server.Capture(toPort(policy.TCP, 80))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer toServer.Close()
+			toClient, err := n.client.Capture(isReset)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer toClient.Close()
+			for i, flags := range []layers.TCP{{ACK: true}, {ACK: true, PSH: true}, {ACK: true, FIN: true}, {SYN: true, ACK: true}, {RST: true}, {FIN: true}, {}} {
+				flags.SrcPort, flags.DstPort, flags.Seq, flags.Ack = layers.TCPPort(41000+i), 80, 1000, 2000
+				if err := n.client.SendIP(assemble(t, source(n.client, a), a, layers.IPProtocolTCP, &flags), a); err != nil {
+					t.Fatal(err)
+				}
+			}
+			answer, err := toClient.Next(within(t, patience))
+			if err != nil {
+				t.Fatalf("%s: %v", family, err)
+			}
+			if at := transportAt(answer); binary.BigEndian.Uint32(answer[at+4:]) != 2000 {
+				t.Errorf("%s: a segment that acknowledges 2000 is answered with % x", family, answer[at:])
+			}
+			if p, err := toServer.Next(within(t, silence)); !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("%s: the server got % x, %v", family, p, err)
+			}
+			allowed := assemble(t, source(n.other, a), a, layers.IPProtocolTCP, &layers.TCP{SrcPort: 41000, DstPort: 80, ACK: true, Seq: 1000, Ack: 2000})
+			if err := arrives(within(t, patience), n.other, n.server, a, allowed); err != nil {
+				t.Errorf("%s: of a connection that is allowed, and older than conntrack's memory: %v", family, err)
+			}
+		})
+	})
+}
+
+// isReset recognizes TCP resets.
+func isReset(p []byte) bool {
+	at := transportAt(p)
+	return p[protocolAt(p)] == byte(policy.TCP) && len(p) >= at+20 && p[at+13]&4 != 0
 }
 
 // TestDenialOfNamespaces: what a namespace says counts for what its policies deny,

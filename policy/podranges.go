@@ -40,6 +40,9 @@ func (t *Tree) LocalPodCIDRs() []netip.Prefix { return t.ranges.local }
 // which Unknown is false.
 func (t *Tree) Known() iter.Seq[netip.Addr] { return t.known.all() }
 
+// Locals lists the addresses that pods of this node hold.
+func (t *Tree) Locals() iter.Seq[netip.Addr] { return t.locals.all() }
+
 func (r *podRanges) isLocal(a netip.Addr) bool {
 	return slices.ContainsFunc(r.local, func(p netip.Prefix) bool { return p.Contains(a) })
 }

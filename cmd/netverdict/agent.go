@@ -50,6 +50,7 @@ type agentOptions struct {
 	limits       limitOptions
 	observers    observers
 	reject       rejectOptions
+	spoof        spoofOptions
 }
 
 func newAgent(e env) *cobra.Command {
@@ -122,6 +123,7 @@ func (o *agentOptions) addFlags(cmd *cobra.Command) {
 	o.turn.addFlags(f)
 	o.limits.addFlags(f)
 	o.reject.addFlags(f)
+	o.spoof.addFlags(f)
 	o.metrics.addFlags(f)
 	o.node.addFlags(f)
 	o.profile.addFlags(f)
@@ -156,6 +158,8 @@ func (o *agentOptions) validate() error {
 		return fmt.Errorf("--hold-limit %d: want 0 or more packets", o.holdLimit)
 	case o.holdTime < 0:
 		return fmt.Errorf("--hold-time %v: want 0 or more", o.holdTime)
+	case o.spoof.enabled && o.mode.audits():
+		return errors.New("--anti-spoof: an audit drops nothing; it needs --mode=enforce")
 	case o.cacheSize < 0:
 		return fmt.Errorf("--cache-size %d: want 0 or more decisions", o.cacheSize)
 	}
@@ -181,7 +185,7 @@ func (o *agentOptions) run(ctx context.Context, e env) error {
 		return err
 	}
 	o.hook.QueueCount, o.queue.FailOpen = o.queues, o.hook.FailOpen
-	o.hook.AskLimit, o.hook.Answers = o.live.askLimit, true
+	o.hook.AskLimit, o.hook.Answers, o.hook.AntiSpoof = o.live.askLimit, true, o.spoof.enabled
 	// A reader of the flow log that goes away must not take enforcement with it.
 	signal.Ignore(syscall.SIGPIPE)
 	log := slog.New(slog.NewTextHandler(e.stderr, nil))

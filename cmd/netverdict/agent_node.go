@@ -133,6 +133,9 @@ func (a *agent) addNode(s *Status) {
 		if n, known := counted[p]; known {
 			s.Rules = append(s.Rules, RuleStatus{p, n})
 		}
+		if s.AntiSpoof != nil && p == hook.PurposeSpoofed {
+			s.AntiSpoof.Dropped = counted[p].Packets
+		}
 	}
 }
 

@@ -45,9 +45,10 @@ type agent struct {
 	flowLog   *flow.Log
 	demand    flow.Demand // what the sinks want
 	collector *flow.Collector
-	flows     *flowServer                     // nil: not served
-	kernel    atomic.Pointer[kernel]          // nil until there is a first tree
-	auditor   atomic.Pointer[audit.Auditor]   // the same; only of an agent that audits
+	flows     *flowServer                   // nil: not served
+	kernel    atomic.Pointer[kernel]        // nil until there is a first tree
+	auditor   atomic.Pointer[audit.Auditor] // the same; only of an agent that audits
+	links     podLinks
 	rejecter  atomic.Pointer[reject.Rejecter] // nil: denied packets are not answered
 
 	noticed  map[string]bool // notices of the last snapshot; owned by watch
@@ -302,6 +303,7 @@ func (a *agent) enforce(ctx context.Context, group *errgroup.Group) error {
 			"source", a.source.String(), "after", time.Since(start), "pid", os.Getpid())
 		group.Go(func() error { return a.build(ctx, e) })
 		group.Go(func() error { return a.watchDrops(ctx, queues) })
+		group.Go(func() error { return a.watchPodLinks(ctx, e) })
 	})
 	if err = errors.Join(err, closeAll(queues)); err == nil && e.Passed() && !a.requested() {
 		a.update(func(st *agentState) { st.enforcing, st.unapplied = false, errReplaced.Error() })

@@ -49,6 +49,7 @@ type Status struct {
 	Queues     []QueueStatus `json:"queues"`
 	Audit      *AuditStatus  `json:"audit,omitempty"`
 	Deny       *DenyStatus   `json:"deny,omitempty"`
+	AntiSpoof  *SpoofStatus  `json:"antiSpoof,omitempty"`
 	Allowed    uint64        `json:"allowed"` // decisions since the agent started
 	Denied     uint64        `json:"denied"`
 	Audited    uint64        `json:"audited"` // passed, though policies of audited namespaces deny them
@@ -212,6 +213,9 @@ func writeStatus(out io.Writer, s *Status, output string) error {
 	}
 	if s.Deny != nil {
 		line("denies", "with %s where a namespace does not say; %d answers given, %d not", s.Deny.Default, s.Deny.Answered, s.Deny.Unanswered)
+	}
+	if s.AntiSpoof != nil {
+		line("anti-spoof", "%s", s.AntiSpoof.text())
 	}
 	line("fails", "%s; on stop %s", failText(s.FailMode), s.OnStop)
 	return w.Flush()

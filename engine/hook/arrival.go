@@ -7,6 +7,9 @@ import "fmt"
 
 // arrivalRules are the chain that PREROUTING jumps to when there is need.
 func (c *chain) arrivalRules() (rules []rule) {
+	if c.antiSpoof {
+		rules = append(rules, rule{c.names.arrival(), c.spoofing(), PurposeSpoofed, "-j DROP"})
+	}
 	if c.notesDialed() {
 		rules = append(rules, rule{c.names.arrival(), c.dialing(), PurposeDialed, c.dialed()})
 	}

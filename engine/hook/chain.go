@@ -29,6 +29,7 @@ type chain struct {
 	failOpen             bool
 	askLimit             uint32 // a second and source; 0: no limit
 	logsDialed           bool   // while packets are answered
+	antiSpoof            bool
 	// 0 means that there is no such set.
 	allowTimeout, denyTimeout time.Duration
 }

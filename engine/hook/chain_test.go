@@ -47,6 +47,7 @@ func TestRenderGolden(t *testing.T) {
 		{"ask-limit", ipv6, hooking{}, func(c *chain) { c.askLimit = 5000 }},
 		{"answers", ipv4, hooking{removeArrival: []string{"-j NETVERDICT-ARRIVAL"}, insertArrival: true}, func(c *chain) { c.answers, c.logsDialed = true, true }},
 		{"answers-direct", ipv6, hooking{}, func(c *chain) { c.answers = true }},
+		{"anti-spoof", ipv6, hooking{insertArrival: true}, func(c *chain) { c.antiSpoof = true }},
 		{"no-sets", ipv4, hooking{insert: true}, func(c *chain) { c.allowTimeout, c.denyTimeout = 0, 0 }},
 		{"other-prefix", ipv6, hooking{insert: true}, func(c *chain) { c.names = names{"EDGE-1"} }},
 	}

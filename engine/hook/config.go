@@ -101,6 +101,9 @@ type Config struct {
 	// Answers says that denied packets may come to be answered (Policed.Answers):
 	// whether the kernel can note where connections were addressed is tried then.
 	Answers bool
+	// AntiSpoof drops packets from interfaces behind which pods are (SetPodLinks)
+	// whose source address is routed elsewhere.
+	AntiSpoof bool
 	// MaxElem bounds each of the sets that remember verdicts. A set that is full
 	// remembers no more; what it does not know is asked.
 	MaxElem uint32

@@ -161,6 +161,17 @@
 //
 // Package reject says why.
 //
+// # Spoofed sources
+//
+// With Config.AntiSpoof, NETVERDICT-ARRIVAL first of all drops packets that come from
+// an interface behind which pods are (SetPodLinks), but whose source address the
+// routes of this node have elsewhere:
+//
+//	from a pod's interface, the way back to the source is another: drop      spoofed
+//
+// A pod with a link of its own (ptp, Calico, kindnet) can so use its own addresses
+// only; pods that share a bridge can still use each other's.
+//
 // # Living with others
 //
 // Rules are replaced in place by iptables-restore --noflush. Deleting a base

@@ -118,6 +118,9 @@ const (
 	setDeny  = "deny-"
 )
 
+// podLinks is the set of the interfaces behind which pods are.
+func (n names) podLinks(f family) string { return n.set(f, "pod-links") }
+
 // request is the set that asks the owner of the rules to hand them over.
 func (n names) request() string { return strings.ToLower(n.prefix) + "-handover" }
 
@@ -133,6 +136,7 @@ func (n names) sets(f family) []string {
 		n.egress(f), n.ingress(f),
 		n.allowSet(f, sideA), n.allowSet(f, sideB),
 		n.denySet(f, sideA), n.denySet(f, sideB),
+		n.podLinks(f),
 		keys, addrs,
 	}
 }

@@ -81,6 +81,9 @@ func (c *chain) features() []feature {
 	if c.askLimit != 0 {
 		fs = append(fs, feature{"hashlimit match", c.flooding(), "to bound floods (an ask limit of 0 does without)", "xt_hashlimit", "CONFIG_NETFILTER_XT_MATCH_HASHLIMIT"})
 	}
+	if c.antiSpoof {
+		fs = append(fs, feature{"rpfilter match", "-m rpfilter --invert", "to find spoofed sources (only with anti-spoof)", "ipt_rpfilter, ip6t_rpfilter", "CONFIG_IP_NF_MATCH_RPFILTER, CONFIG_IP6_NF_MATCH_RPFILTER"})
+	}
 	if c.family == ipv6 {
 		fs = append(fs,
 			feature{"icmp6 match", "-p ipv6-icmp -m icmp6 --icmpv6-type 133", "to let neighbour discovery pass", "ip6_tables", "CONFIG_IP6_NF_IPTABLES"},

@@ -12,6 +12,7 @@ type Purpose string
 // The purposes of rules, in the order in which a packet meets them.
 const (
 	PurposeJump         Purpose = "jump"           // POSTROUTING to our chain, PREROUTING to that of arrivals
+	PurposeSpoofed      Purpose = "spoofed"        // from a pod's interface, with an address that is not behind it
 	PurposeDialed       Purpose = "dialed"         // new: noted where it was addressed
 	PurposeEstablished  Purpose = "established"    // the flow is allowed
 	PurposeVerdict      Purpose = "verdict"        // the packet comes back with a verdict
@@ -76,7 +77,7 @@ func option(args []string, name string) string {
 
 // Purposes lists all of them, in that order.
 var Purposes = []Purpose{
-	PurposeJump, PurposeDialed, PurposeEstablished, PurposeVerdict, PurposeAnswerClear, PurposeAnswer, PurposeReplies, PurposeDeniedReply, PurposeReply, PurposeDenySet, PurposeAllowSet,
+	PurposeJump, PurposeSpoofed, PurposeDialed, PurposeEstablished, PurposeVerdict, PurposeAnswerClear, PurposeAnswer, PurposeReplies, PurposeDeniedReply, PurposeReply, PurposeDenySet, PurposeAllowSet,
 	PurposeFreed, PurposeNotPoliced, PurposeNode, PurposeNeighbour, PurposeInvalid, PurposeICMPError, PurposeFlood, PurposeQueue,
 	PurposeAllowKeep, PurposeAllowed, PurposeDenyKeep, PurposeRejected, PurposeDenied, PurposeStaleDenied, PurposeStaleAllowed,
 	PurposeAllowMark, PurposeAllowClear, PurposeDenyMark, PurposeDrop,

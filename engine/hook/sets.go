@@ -14,6 +14,7 @@ import (
 const (
 	keyType  = "hash:ip,port,ip" // what verdicts depend on
 	addrType = "hash:net"        // what is asked about: ranges, addresses, and exceptions (nomatch)
+	linkType = "hash:net,iface"  // interfaces behind which pods are
 )
 
 // addrRevision of hash:net is the first one with nomatch (net/netfilter/ipset/ip_set_hash_net.c).

@@ -254,6 +254,9 @@ func (s *stack) allSets() []setSpec {
 		s.addrSpec(s.names.egress(s.family)),
 		s.addrSpec(s.names.ingress(s.family)),
 	}
+	if s.antiSpoof {
+		specs = append(specs, s.podLinksSpec())
+	}
 	for _, side := range [...]side{sideA, sideB} {
 		if s.allowTimeout != 0 {
 			specs = append(specs, s.allowSpec(side))
