@@ -211,18 +211,23 @@ func writeStatus(out io.Writer, s *Status, output string) error {
 		}
 		return w.Flush()
 	}
-	if s.Deny != nil {
-		line("denies", "with %s where a namespace does not say; %d answers given, %d not", s.Deny.Default, s.Deny.Answered, s.Deny.Unanswered)
-	}
-	if s.AntiSpoof != nil {
-		line("anti-spoof", "%s", s.AntiSpoof.text())
-	}
+	s.writeDenials(line)
 	line("fails", "%s; on stop %s", failText(s.FailMode), s.OnStop)
 	return w.Flush()
 }
 
 // maxOverLimit is how many policies over a limit the text names.
 const maxOverLimit = 10
+
+// writeDenials says how packets are denied, besides by policies.
+func (s *Status) writeDenials(line func(name, format string, args ...any)) {
+	if s.Deny != nil {
+		line("denies", "with %s where a namespace does not say; %d answers given, %d not", s.Deny.Default, s.Deny.Answered, s.Deny.Unanswered)
+	}
+	if s.AntiSpoof != nil {
+		line("anti-spoof", "%s", s.AntiSpoof.text())
+	}
+}
 
 func enforcingText(s *Status) string {
 	switch {
