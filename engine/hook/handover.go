@@ -88,17 +88,13 @@ func (h *Hook) EndHandover() error {
 	return h.aboutRequests(func(s *sets) error { return s.destroy(h.names.request()) })
 }
 
-// aboutRequests runs f with sockets of its own: it does not wait for a change of the
-// rules, which may wait for a lock of others.
+// aboutRequests runs f with sockets of their own: it does not wait for a change of
+// the rules, which may wait for a lock of others. They stay open, as the owner of the
+// rules looks for requests many times a second.
 func (h *Hook) aboutRequests(f func(*sets) error) error {
-	return h.ns.do(func() error {
-		s, err := openSets()
-		if err != nil {
-			return err
-		}
-		defer s.close()
-		return f(s)
-	})
+	h.asking.Lock()
+	defer h.asking.Unlock()
+	return f(h.requests)
 }
 
 // Do runs f in the hook's network namespace.

@@ -18,6 +18,9 @@ type Hook struct {
 	stacks []*stack // one for each family
 	pace   *pace
 
+	asking   sync.Mutex // for requests
+	requests *sets      // sockets for handovers
+
 	mu        sync.Mutex // one change at a time
 	installed bool
 	adopted   bool // Install found rules
@@ -80,6 +83,9 @@ func (h *Hook) open() error {
 	if h.sets, err = openSets(); err != nil {
 		return err
 	}
+	if h.requests, err = openSets(); err != nil {
+		return err
+	}
 	var missing []error
 	for _, t := range all {
 		s, err := h.newStack(t, conn)
@@ -115,8 +121,10 @@ func (h *Hook) close() {
 	for _, s := range h.stacks {
 		s.sets.close()
 	}
-	if h.sets != nil {
-		h.sets.close()
+	for _, s := range []*sets{h.sets, h.requests} {
+		if s != nil {
+			s.close()
+		}
 	}
 	h.ns.file.Close()
 }

@@ -21,8 +21,6 @@ func (s *Server) GetFlows(req *observerpb.GetFlowsRequest, stream observerpb.Obs
 		release := s.opts.Demand.Want(allFlows)
 		defer release()
 	}
-	s.subscribers.Add(1)
-	defer s.subscribers.Add(-1)
 	sub := subscriber{server: s, request: r, stream: stream}
 	return sub.run(stream.Context())
 }

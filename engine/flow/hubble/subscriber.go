@@ -53,6 +53,8 @@ func (l *losses) add(n uint64, first, last time.Time) {
 func (s *subscriber) run(ctx context.Context) error {
 	st := s.server.history.state()
 	s.start(st)
+	s.server.subscribers.Add(1) // from here on it misses nothing
+	defer s.server.subscribers.Add(-1)
 	end := st.next
 	for ctx.Err() == nil {
 		limit := uint64(readLen)
