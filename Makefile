@@ -103,7 +103,7 @@ race: deps-test ## Tests of the packages with goroutines, under the race detecto
 race: export CGO_ENABLED = 1
 
 integration: deps-test ## Tests on the real kernel, in network namespaces of their own, under the race detector (root)
-	$(call gotest,integration,-race -count=1 -p 2 -timeout 15m,$(KERNEL))
+	$(call gotest,integration,-race -count=1 -p 2 -timeout 40m,$(KERNEL))
 integration: export CGO_ENABLED = 1
 
 # Modules of their own: giants such as a Kubernetes API server, which users never
