@@ -34,11 +34,7 @@ func (c *chain) dialing() string {
 		c.family.icmp(), c.names.ingress(c.family), c.dialedRate())
 }
 
-func (c *chain) dialedRate() string {
-	return fmt.Sprintf("-m hashlimit --hashlimit-upto %[1]d/sec --hashlimit-burst %[1]d --hashlimit-mode srcip --hashlimit-name %[2]s"+
-		" --hashlimit-htable-max %[3]d --hashlimit-htable-expire %[4]d",
-		dialedLimit, c.names.set(c.family, "dialed"), floodSources, floodMemory.Milliseconds())
-}
+func (c *chain) dialedRate() string { return c.perSource("upto", dialedLimit, "dialed") }
 
 // dialedLimit is how many new connections a second of one source are noted.
 const dialedLimit = 1000

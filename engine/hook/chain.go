@@ -149,9 +149,15 @@ func (c *chain) replyRules() []rule {
 // asked about again is not new. The table of sources has the limit in its name: the
 // kernel keeps the limits with which a table was made first.
 func (c *chain) flooding() string {
-	return fmt.Sprintf("-m conntrack --ctstate NEW -m hashlimit --hashlimit-above %[1]d/sec --hashlimit-burst %[1]d"+
-		" --hashlimit-mode srcip --hashlimit-name %[2]s-%[1]d --hashlimit-htable-max %[3]d --hashlimit-htable-expire %[4]d",
-		c.askLimit, c.names.set(c.family, "ask"), floodSources, floodMemory.Milliseconds())
+	return "-m conntrack --ctstate NEW " + c.perSource("above", c.askLimit, fmt.Sprintf("ask-%d", c.askLimit))
+}
+
+// perSource matches packets above a rate or upto it, in packets a second of each
+// source. A name is that of one table of sources.
+func (c *chain) perSource(side string, rate uint32, name string) string {
+	return fmt.Sprintf("-m hashlimit --hashlimit-%[1]s %[2]d/sec --hashlimit-burst %[2]d --hashlimit-mode srcip --hashlimit-name %[3]s"+
+		" --hashlimit-htable-max %[4]d --hashlimit-htable-expire %[5]d",
+		side, rate, c.names.set(c.family, name), floodSources, floodMemory.Milliseconds())
 }
 
 const (
@@ -254,36 +260,33 @@ const (
 	postrouting = "POSTROUTING"
 )
 
-// hooking says what to do about the jump in POSTROUTING.
+// hooking says what to do about a jump from a built-in chain.
 type hooking struct {
-	remove []string // rules of POSTROUTING, as iptables-save prints them
+	remove []string // rules of that chain, as iptables-save prints them
 	insert bool     // a new one, in front of all other rules
+}
 
-	removeArrival []string // the same of PREROUTING
-	insertArrival bool
+// write writes it; jump is the new one.
+func (h *hooking) write(b *strings.Builder, jump rule) {
+	for _, spec := range h.remove {
+		fmt.Fprintf(b, "-D %s %s\n", jump.chain, spec)
+	}
+	if h.insert {
+		fmt.Fprintf(b, "-I %s 1 %s\n", jump.chain, jump.spec())
+	}
 }
 
 // render returns the input of iptables-restore --noflush that makes our chains
 // contain exactly the rules described, in one transaction. Declaring a chain
 // makes or empties it; what is not mentioned stays as it is.
-func render(c *chain, h hooking) string {
+func render(c *chain, jump, arrivalJump hooking) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "*%s\n", mangle)
 	for _, name := range c.names.chains() {
 		fmt.Fprintf(&b, ":%s - [0:0]\n", name)
 	}
-	for _, spec := range h.remove {
-		fmt.Fprintf(&b, "-D %s %s\n", postrouting, spec)
-	}
-	if h.insert {
-		fmt.Fprintf(&b, "-I %s 1 %s\n", postrouting, c.jump().spec())
-	}
-	for _, spec := range h.removeArrival {
-		fmt.Fprintf(&b, "-D %s %s\n", prerouting, spec)
-	}
-	if h.insertArrival {
-		fmt.Fprintf(&b, "-I %s 1 %s\n", prerouting, c.arrivalJump().spec())
-	}
+	jump.write(&b, c.jump())
+	arrivalJump.write(&b, c.arrivalJump())
 	for _, r := range c.rules() {
 		fmt.Fprintf(&b, "-A %s %s\n", r.chain, r.spec())
 	}

@@ -34,28 +34,29 @@ func testChain(t testing.TB, f family) *chain {
 
 func TestRenderGolden(t *testing.T) {
 	tests := []struct {
-		name   string
-		family family
-		hook   hooking
-		edit   func(*chain)
+		name    string
+		family  family
+		hook    hooking
+		edit    func(*chain)
+		arrival hooking
 	}{
-		{"ipv4", ipv4, hooking{insert: true}, func(*chain) {}},
-		{"ipv6", ipv6, hooking{insert: true}, func(*chain) {}},
-		{"hooked-already", ipv4, hooking{}, func(*chain) {}},
-		{"misplaced-jumps", ipv4, hooking{remove: []string{"-j NETVERDICT", "-s 10.0.0.0/8 -j NETVERDICT"}, insert: true}, func(*chain) {}},
-		{"four-queues-fail-open", ipv4, hooking{insert: true}, func(c *chain) { c.queueCount, c.failOpen = 4, true }},
-		{"ask-limit", ipv6, hooking{}, func(c *chain) { c.askLimit = 5000 }},
-		{"answers", ipv4, hooking{removeArrival: []string{"-j NETVERDICT-ARRIVAL"}, insertArrival: true}, func(c *chain) { c.answers, c.logsDialed = true, true }},
-		{"answers-direct", ipv6, hooking{}, func(c *chain) { c.answers = true }},
-		{"anti-spoof", ipv6, hooking{insertArrival: true}, func(c *chain) { c.antiSpoof = true }},
-		{"no-sets", ipv4, hooking{insert: true}, func(c *chain) { c.allowTimeout, c.denyTimeout = 0, 0 }},
-		{"other-prefix", ipv6, hooking{insert: true}, func(c *chain) { c.names = names{"EDGE-1"} }},
+		{"ipv4", ipv4, hooking{insert: true}, func(*chain) {}, hooking{}},
+		{"ipv6", ipv6, hooking{insert: true}, func(*chain) {}, hooking{}},
+		{"hooked-already", ipv4, hooking{}, func(*chain) {}, hooking{}},
+		{"misplaced-jumps", ipv4, hooking{remove: []string{"-j NETVERDICT", "-s 10.0.0.0/8 -j NETVERDICT"}, insert: true}, func(*chain) {}, hooking{}},
+		{"four-queues-fail-open", ipv4, hooking{insert: true}, func(c *chain) { c.queueCount, c.failOpen = 4, true }, hooking{}},
+		{"ask-limit", ipv6, hooking{}, func(c *chain) { c.askLimit = 5000 }, hooking{}},
+		{"answers", ipv4, hooking{}, func(c *chain) { c.answers, c.logsDialed = true, true }, hooking{remove: []string{"-j NETVERDICT-ARRIVAL"}, insert: true}},
+		{"answers-direct", ipv6, hooking{}, func(c *chain) { c.answers = true }, hooking{}},
+		{"anti-spoof", ipv6, hooking{}, func(c *chain) { c.antiSpoof = true }, hooking{insert: true}},
+		{"no-sets", ipv4, hooking{insert: true}, func(c *chain) { c.allowTimeout, c.denyTimeout = 0, 0 }, hooking{}},
+		{"other-prefix", ipv6, hooking{insert: true}, func(c *chain) { c.names = names{"EDGE-1"} }, hooking{}},
 	}
 	for _, tc := range tests {
 		t.Run(tc.name, func(t *testing.T) {
 			c := testChain(t, tc.family)
 			tc.edit(c)
-			got := render(c, tc.hook)
+			got := render(c, tc.hook, tc.arrival)
 			file := filepath.Join("testdata", tc.name+".rules")
 			if *update {
 				if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
@@ -79,7 +80,7 @@ func TestObserveRendered(t *testing.T) {
 		c := testChain(t, ipv4)
 		c.epoch, c.generation = epoch, epoch%4
 		c.allow, c.deny = sideB, sideA
-		s, err := parseSaved(strings.NewReader(strings.ReplaceAll(render(c, hooking{insert: true}), "-I POSTROUTING 1", "-A POSTROUTING")))
+		s, err := parseSaved(strings.NewReader(strings.ReplaceAll(render(c, hooking{insert: true}, hooking{}), "-I POSTROUTING 1", "-A POSTROUTING")))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -14,7 +14,6 @@ type Hook struct {
 	names  names
 	packet Marks
 	ns     *namespace
-	sets   *sets
 	stacks []*stack // one for each family
 	pace   *pace
 
@@ -80,9 +79,6 @@ func (h *Hook) open() error {
 	if err != nil {
 		return err
 	}
-	if h.sets, err = openSets(); err != nil {
-		return err
-	}
 	if h.requests, err = openSets(); err != nil {
 		return err
 	}
@@ -121,10 +117,8 @@ func (h *Hook) close() {
 	for _, s := range h.stacks {
 		s.sets.close()
 	}
-	for _, s := range []*sets{h.sets, h.requests} {
-		if s != nil {
-			s.close()
-		}
+	if h.requests != nil {
+		h.requests.close()
 	}
 	h.ns.file.Close()
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"regexp"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -120,6 +121,11 @@ const (
 
 // podLinks is the set of the interfaces behind which pods are.
 func (n names) podLinks(f family) string { return n.set(f, "pod-links") }
+
+// allSets are the sets of both families, and the request.
+func (n names) allSets() []string {
+	return slices.Concat(n.sets(ipv4), n.sets(ipv6), []string{n.request()})
+}
 
 // request is the set that asks the owner of the rules to hand them over.
 func (n names) request() string { return strings.ToLower(n.prefix) + "-handover" }

@@ -28,12 +28,9 @@ func (h *Hook) Remove() error {
 		for _, s := range h.stacks {
 			errs = append(errs, s.connmarks().clear(nil, policy.Allow, policy.Deny))
 		}
-		for _, f := range [...]family{ipv4, ipv6} {
-			for _, name := range h.names.sets(f) {
-				errs = append(errs, h.sets.destroy(name))
-			}
+		for _, name := range h.names.allSets() {
+			errs = append(errs, h.stacks[0].sets.destroy(name))
 		}
-		errs = append(errs, h.sets.destroy(h.names.request()))
 		return errors.Join(errs...)
 	})
 }
@@ -135,7 +132,7 @@ func Leftovers(cfg Config) (left []string, err error) {
 		return nil, err
 	}
 	defer s.close()
-	for _, name := range slices.Concat(n.sets(ipv4), n.sets(ipv6), []string{n.request()}) {
+	for _, name := range n.allSets() {
 		have, err := s.list(name)
 		if err != nil {
 			return nil, err

@@ -157,16 +157,13 @@ func (s *saved) hooking(chain string, onTop bool) hooking {
 	return hooking{remove: specs, insert: true}
 }
 
-// hookArrivals adds how to get exactly one jump from PREROUTING, or none.
-func (s *saved) hookArrivals(h *hooking, chain string, wanted bool) {
+// arrivalHooking says how to get exactly one jump from PREROUTING, or none.
+func (s *saved) arrivalHooking(chain string, wanted bool) hooking {
 	specs, _ := s.jumpsFrom(prerouting, chain)
-	switch {
-	case wanted && len(specs) == 1:
-	case wanted:
-		h.removeArrival, h.insertArrival = specs, true
-	default:
-		h.removeArrival = specs
+	if wanted && len(specs) == 1 {
+		return hooking{}
 	}
+	return hooking{remove: specs, insert: wanted}
 }
 
 // ours lists the rules of our chains.

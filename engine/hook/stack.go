@@ -138,9 +138,8 @@ func (s *stack) try(epoch uint32, ch change) error {
 		return err
 	}
 	s.attempted = &next.state
-	hooks := have.hooking(s.names.base(), ch.onTop)
-	have.hookArrivals(&hooks, s.names.arrival(), next.watchesArrivals())
-	if err := s.tables.apply(render(&next, hooks)); err != nil {
+	rules := render(&next, have.hooking(s.names.base(), ch.onTop), have.arrivalHooking(s.names.arrival(), next.watchesArrivals()))
+	if err := s.tables.apply(rules); err != nil {
 		return err
 	}
 	s.counted.add(have.counters(s.names))
