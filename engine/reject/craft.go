@@ -161,37 +161,6 @@ func addressesOf(b []byte) (src, dst netip.Addr) {
 	return netip.AddrFrom16([16]byte(b[8:24])), netip.AddrFrom16([16]byte(b[24:40]))
 }
 
-// transportAt finds the transport header of a packet that package packet has
-// decoded; ok is false if it is not among the bytes.
-func transportAt(b []byte) (at int, ok bool) {
-	if len(b) < 20 {
-		return 0, false
-	}
-	if b[0]>>4 == 4 {
-		at = int(b[0]&15) * 4
-		return at, at <= len(b)
-	}
-	if len(b) < 40 {
-		return 0, false
-	}
-	next := b[6]
-	for at = 40; at+8 <= len(b); {
-		var size int
-		switch next {
-		case 0, 43, 60: // hop-by-hop, routing, destination options (RFC 8200)
-			size = (int(b[at+1]) + 1) * 8
-		case 51: // authentication (RFC 4302)
-			size = (int(b[at+1]) + 2) * 4
-		case 44: // fragment
-			size = 8
-		default:
-			return at, true
-		}
-		next, at = b[at], at+size
-	}
-	return at, at <= len(b)
-}
-
 // fingerprint is what DNAT leaves alone of a packet, behind the transport header at
 // an offset: the ports and the checksum are not in it.
 func fingerprint(seed maphash.Seed, b []byte, at int, protocol policy.Protocol) uint64 {

@@ -47,7 +47,7 @@ func build(t testing.TB, src, dst netip.Addr, protocol layers.IPProtocol, parts 
 func decode(t testing.TB, b []byte) (p packet.Packet, at int) {
 	t.Helper()
 	packet.NewDecoder().Decode(b, &p)
-	at, ok := transportAt(b)
+	at, ok := packet.TransportAt(b)
 	if !ok {
 		t.Fatalf("no transport header in % x", b)
 	}
@@ -161,7 +161,7 @@ func TestTransportAt(t *testing.T) {
 		binary.BigEndian.PutUint16(b[4:], uint16(len(b)-40))
 		var p packet.Packet
 		packet.NewDecoder().Decode(b, &p)
-		if at, ok := transportAt(b); !ok || at != c.want || p.State != packet.OK || p.DstPort != 80 {
+		if at, ok := packet.TransportAt(b); !ok || at != c.want || p.State != packet.OK || p.DstPort != 80 {
 			t.Errorf("%s: at %d, %t, want %d; decoded %+v", c.name, at, ok, c.want, p)
 		}
 	}

@@ -72,7 +72,7 @@ type dialMark struct {
 func newDialed() *dialed {
 	return &dialed{
 		seed: maphash.MakeSeed(), decoder: packet.NewDecoder(), buf: make([]byte, 1<<16),
-		byMark: make(map[dialMark]netip.AddrPort, dialedKept), oldest: make([]dialMark, dialedKept),
+		byMark: map[dialMark]netip.AddrPort{}, oldest: make([]dialMark, dialedKept),
 	}
 }
 
@@ -203,7 +203,7 @@ func loggedPayload(b []byte) []byte {
 func (d *dialed) note(b []byte) {
 	var p packet.Packet
 	d.decoder.Decode(b, &p)
-	at, ok := transportAt(b)
+	at, ok := packet.TransportAt(b)
 	if p.State.Malformed() || !ok {
 		return
 	}

@@ -144,7 +144,7 @@ func (r *Rejecter) Stats() Stats {
 
 func (r *Rejecter) answer(q *request) error {
 	raw, p := q.raw[:q.length], &q.packet
-	at, ok := transportAt(raw)
+	at, ok := packet.TransportAt(raw)
 	if !ok {
 		return errShort
 	}

@@ -182,7 +182,7 @@ func FuzzAnswers(f *testing.F) {
 		if !answerable(&p) {
 			return
 		}
-		at, ok := transportAt(b)
+		at, ok := packet.TransportAt(b)
 		if !ok {
 			return
 		}
