@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/netverdict/netverdict/engine/pause"
 	"github.com/netverdict/netverdict/engine/queue"
 )
 
@@ -83,7 +84,7 @@ func (e *Engine) yield(ctx, alive context.Context) (back bool, err error) {
 				return true, nil
 			}
 		}
-		sleep(ctx, lostEvery)
+		pause.For(ctx, lostEvery)
 	}
 }
 
@@ -103,7 +104,7 @@ func (e *Engine) drain(alive context.Context) {
 	}
 	quiet := time.Now()
 	for deadline := quiet.Add(drainTime); time.Since(quiet) < quietTime && time.Now().Before(deadline); {
-		if !sleep(alive, lostEvery) {
+		if !pause.For(alive, lostEvery) {
 			return
 		}
 		for _, w := range e.workers {

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/netverdict/netverdict/engine/hook"
+	"github.com/netverdict/netverdict/engine/pause"
 	"github.com/netverdict/netverdict/policy"
 )
 
@@ -80,18 +81,9 @@ func (s *sweeper) run(ctx context.Context) {
 		if n := s.round(hook.Scope{Denied: !s.all.Swap(false)}, patient); n > 0 && patient && spared == nil {
 			spared = time.After(s.wait)
 		}
-		if !sleep(ctx, afterFactor*time.Since(start)) {
+		if !pause.For(ctx, afterFactor*time.Since(start)) {
 			return
 		}
-	}
-}
-
-func sleep(ctx context.Context, d time.Duration) (whole bool) {
-	select {
-	case <-ctx.Done():
-		return false
-	case <-time.After(d):
-		return true
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"github.com/netverdict/netverdict/engine/pause"
 	"github.com/netverdict/netverdict/engine/queue"
 	"github.com/netverdict/netverdict/policy"
 )
@@ -90,7 +91,7 @@ func (a *agent) watchDrops(ctx context.Context, queues []queue.Source) error {
 	before := make([]queue.Stats, len(queues))
 	var fresh drops
 	var reported time.Time
-	for sleep(ctx, dropsEvery) {
+	for pause.For(ctx, dropsEvery) {
 		for i, q := range queues {
 			now := q.Stats()
 			fresh.full += uint64(now.Kernel.QueueDropped - before[i].Kernel.QueueDropped)
@@ -106,13 +107,4 @@ func (a *agent) watchDrops(ctx context.Context, queues []queue.Source) error {
 		fresh, reported = drops{}, time.Now()
 	}
 	return nil
-}
-
-func sleep(ctx context.Context, d time.Duration) (whole bool) {
-	select {
-	case <-ctx.Done():
-		return false
-	case <-time.After(d):
-		return true
-	}
 }

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/netverdict/netverdict/engine/hook"
+	"github.com/netverdict/netverdict/engine/pause"
 	"github.com/netverdict/netverdict/engine/queue"
 	"github.com/netverdict/netverdict/engine/turn"
 )
@@ -63,7 +64,7 @@ func (o *agentOptions) standby(ctx context.Context, a *agent) error {
 		if a.options.health.own() {
 			a.serveHealth(ctx, group)
 		}
-		if !sleep(ctx, standbyAfter) {
+		if !pause.For(ctx, standbyAfter) {
 			return nil
 		}
 		if !a.options.health.own() {

@@ -28,6 +28,7 @@ import (
 	"time"
 
 	"github.com/netverdict/netverdict/engine/hook"
+	"github.com/netverdict/netverdict/engine/pause"
 	"github.com/netverdict/netverdict/engine/queue"
 )
 
@@ -76,7 +77,7 @@ func Take(ctx context.Context, h *hook.Hook, prefix string, replace bool) (*Turn
 		if ctx.Err() != nil || time.Now().After(deadline) {
 			return nil, errors.Join(taken(err, replace), t.withdraw(asked), ctx.Err())
 		}
-		sleep(ctx, pollTime)
+		pause.For(ctx, pollTime)
 	}
 }
 
@@ -147,18 +148,9 @@ func AwaitFree(ctx context.Context, h *hook.Hook, prefix string, idle time.Durat
 				return err
 			}
 		}
-		if !sleep(ctx, idle/10) {
+		if !pause.For(ctx, idle/10) {
 			return ctx.Err()
 		}
 	}
 	return nil
-}
-
-func sleep(ctx context.Context, d time.Duration) (whole bool) {
-	select {
-	case <-ctx.Done():
-		return false
-	case <-time.After(d):
-		return true
-	}
 }
