@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"os"
 	"slices"
 	"sync"
 	"testing"
@@ -15,6 +14,7 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 
 	"github.com/netverdict/netverdict/bench/netlab"
+	"github.com/netverdict/netverdict/bench/netlab/netlabtest"
 	"github.com/netverdict/netverdict/engine"
 	"github.com/netverdict/netverdict/engine/flow"
 	"github.com/netverdict/netverdict/engine/hook"
@@ -83,18 +83,8 @@ func eachBackendInTurn(t *testing.T, test func(t *testing.T, n *network)) {
 
 func newNetwork(t testing.TB, b hook.Backend) *network {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Fatal("this test makes network namespaces and changes packet filter rules in them: run it as root")
-	}
-	lab, err := netlab.New(netlab.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := lab.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	lab := netlabtest.New(t)
+	var err error
 	n := &network{t: t, backend: b, lab: lab}
 	n.node, err = lab.AddNode("node", netlab.NodeOptions{})
 	if err != nil {

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/netverdict/netverdict/bench/netlab"
+	"github.com/netverdict/netverdict/bench/netlab/netlabtest"
 	"github.com/netverdict/netverdict/engine/flow"
 	"github.com/netverdict/netverdict/engine/hook"
 )
@@ -51,16 +52,8 @@ func eachIptables(t *testing.T, test func(t *testing.T, l *agentLab, backend str
 
 func newAgentLab(t *testing.T) *agentLab {
 	t.Helper()
-	needRoot(t)
-	lab, err := netlab.New(netlab.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := lab.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	lab := netlabtest.New(t)
+	var err error
 	l := &agentLab{t: t, dir: filepath.Join(t.TempDir(), "manifests")}
 	if l.node, err = lab.AddNode("node", netlab.NodeOptions{}); err != nil {
 		t.Fatal(err)

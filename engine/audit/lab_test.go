@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
 	"os/exec"
 	"slices"
 	"strings"
@@ -18,6 +17,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/netverdict/netverdict/bench/netlab"
+	"github.com/netverdict/netverdict/bench/netlab/netlabtest"
 	"github.com/netverdict/netverdict/engine"
 	"github.com/netverdict/netverdict/engine/audit"
 	"github.com/netverdict/netverdict/engine/flow"
@@ -46,18 +46,8 @@ type network struct {
 
 func newNetwork(t *testing.T) *network {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Fatal("this test makes network namespaces: run it as root")
-	}
-	lab, err := netlab.New(netlab.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := lab.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	lab := netlabtest.New(t)
+	var err error
 	n := &network{t: t, lab: lab, flows: &flowLog{}}
 	if n.node, err = lab.AddNode("node", netlab.NodeOptions{}); err != nil {
 		t.Fatal(err)

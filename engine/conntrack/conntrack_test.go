@@ -5,11 +5,11 @@ package conntrack
 import (
 	"context"
 	"net/netip"
-	"os"
 	"testing"
 	"time"
 
 	"github.com/netverdict/netverdict/bench/netlab"
+	"github.com/netverdict/netverdict/bench/netlab/netlabtest"
 	"github.com/netverdict/netverdict/policy"
 )
 
@@ -24,18 +24,8 @@ type street struct {
 
 func newStreet(t *testing.T) *street {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Fatal("needs root: it makes network namespaces")
-	}
-	lab, err := netlab.New(netlab.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := lab.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	lab := netlabtest.New(t)
+	var err error
 	s := &street{t: t}
 	if s.node, err = lab.AddNode("node", netlab.NodeOptions{}); err != nil {
 		t.Fatal(err)
