@@ -50,41 +50,18 @@ func (h *history) tell(s *policy.Snapshot) {
 		h.now = s
 		return
 	}
-	d := deltaBetween(h.now, s)
+	d := policytest.DeltaBetween(h.now, s)
 	switch h.rng.IntN(4) {
 	case 0: // twice
 		h.builder.Apply(d)
 	case 1: // there and back again
-		h.builder.Apply(deltaBetween(s, h.now))
+		h.builder.Apply(policytest.DeltaBetween(s, h.now))
 	case 2: // in two parts
 		h.builder.Apply(&policy.Delta{Policies: d.Policies})
 		d = &policy.Delta{Namespaces: d.Namespaces, Pods: d.Pods, Nodes: d.Nodes}
 	}
 	h.builder.Apply(d)
 	h.now = s
-}
-
-func deltaBetween(before, after *policy.Snapshot) *policy.Delta {
-	a, b := policy.DeltaOf(before), policy.DeltaOf(after)
-	return &policy.Delta{
-		Namespaces: changed(a.Namespaces, b.Namespaces), Pods: changed(a.Pods, b.Pods),
-		Nodes: changed(a.Nodes, b.Nodes), Policies: changed(a.Policies, b.Policies),
-	}
-}
-
-func changed[K comparable, T any](a, b map[K]*T) map[K]*T {
-	d := map[K]*T{}
-	for k := range a {
-		if b[k] == nil {
-			d[k] = nil
-		}
-	}
-	for k, v := range b {
-		if a[k] != v {
-			d[k] = v
-		}
-	}
-	return d
 }
 
 func (h *history) build() {

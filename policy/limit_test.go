@@ -369,7 +369,7 @@ func underLimits(t *testing.T, seed uint64, steps int) (left, trees int) {
 		}
 		compareWithoutRules(t, tree, s, 40)
 		s = policytest.Mutate(rng, s)
-		b.Apply(deltaBetween(before, s))
+		b.Apply(policytest.DeltaBetween(before, s))
 		before = s
 	}
 	return left, trees

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net/netip"
 	"os"
 	"runtime"
@@ -34,10 +35,12 @@ type changingCluster struct {
 	before  *policy.Snapshot
 }
 
-// What a long history may grow to: policytest adds more than it removes.
+// Bounds of a long history, which would wander: with too few policies nothing is
+// asked about, and policytest adds more than it removes.
 const (
-	mostPods     = 24
-	mostPolicies = 12
+	mostPods       = 24
+	fewestPolicies = 6
+	mostPolicies   = 12
 )
 
 // The marker is a pod whose name is the number of the state, at an address that no
@@ -59,7 +62,7 @@ func (c *changingCluster) next() (state uint64, s *policy.Snapshot) {
 	state = c.mutated
 	if state > 0 {
 		rng := policytest.NewRand(c.seed<<32 + state)
-		c.random = policytest.Mutate(rng, c.random)
+		c.random = mutated(rng, c.random)
 		if n := len(c.random.Pods); n > mostPods {
 			at := rng.IntN(n)
 			c.random.Pods = slices.Delete(slices.Clone(c.random.Pods), at, at+1)
@@ -76,10 +79,19 @@ func (c *changingCluster) next() (state uint64, s *policy.Snapshot) {
 		NodeName:       "node-2", Phase: policy.PhaseRunning, Addrs: []netip.Addr{markerAddr},
 	})
 	if shown.Since = policy.DeltaOf(&shown); c.before != nil {
-		shown.Since = deltaOf(c.before, &shown)
+		shown.Since = policytest.DeltaBetween(c.before, &shown)
 	}
 	c.before = &shown
 	return state, &shown
+}
+
+// mutated is the cluster after one change that leaves enough policies.
+func mutated(rng *rand.Rand, s *policy.Snapshot) *policy.Snapshot {
+	for {
+		if after := policytest.Mutate(rng, s); len(after.Policies) >= fewestPolicies {
+			return after
+		}
+	}
 }
 
 // stateOf reads the marker.
@@ -90,29 +102,6 @@ func stateOf(names flow.Names) (state uint64, ok bool) {
 	}
 	state, err := strconv.ParseUint(p.Name, 10, 64)
 	return state, err == nil
-}
-
-func deltaOf(before, after *policy.Snapshot) *policy.Delta {
-	a, b := policy.DeltaOf(before), policy.DeltaOf(after)
-	return &policy.Delta{
-		Namespaces: differing(a.Namespaces, b.Namespaces), Pods: differing(a.Pods, b.Pods),
-		Nodes: differing(a.Nodes, b.Nodes), Policies: differing(a.Policies, b.Policies),
-	}
-}
-
-func differing[K comparable, T any](a, b map[K]*T) map[K]*T {
-	d := map[K]*T{}
-	for k, v := range a {
-		if b[k] != v {
-			d[k] = b[k]
-		}
-	}
-	for k, v := range b {
-		if a[k] != v {
-			d[k] = v
-		}
-	}
-	return d
 }
 
 // churnReport is what the agent under test says, a JSON object a line.

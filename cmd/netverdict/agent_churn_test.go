@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/netverdict/netverdict/bench/netlab"
+	"github.com/netverdict/netverdict/bench/netlab/netlabtest"
 	"github.com/netverdict/netverdict/policy"
 	"github.com/netverdict/netverdict/policy/oracle"
 	"github.com/netverdict/netverdict/policy/policytest"
@@ -111,16 +112,8 @@ type churnTrial struct {
 
 func newChurnTrial(t *testing.T, seed uint64) *churnTrial {
 	t.Helper()
-	needRoot(t)
-	lab, err := netlab.New(netlab.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := lab.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	lab := netlabtest.New(t)
+	var err error
 	c := &churnTrial{
 		t: t, lab: &agentLab{t: t}, seed: seed, cluster: newChangingCluster(seed), at: map[netip.Addr]*netlab.Host{},
 		states: map[uint64]*policy.Snapshot{}, revisions: map[uint64]uint64{}, sent: map[churnKey]int64{}, ended: make(chan struct{}),
