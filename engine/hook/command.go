@@ -20,6 +20,7 @@ type tables struct {
 	restore string  // path
 	save    string  // path
 	pace    *pace
+	held    *held // what commit left running
 }
 
 // grace is how much earlier than the timeout iptables gives up waiting for its
@@ -32,10 +33,14 @@ func (t *tables) String() string { return fmt.Sprintf("%s (%v)", t.family.comman
 // out of time does not say whether the transaction took place.
 func (t *tables) apply(input string) error {
 	_, err := t.run(input, t.restore, "--noflush", "-w", strconv.Itoa(t.pace.lockWait()))
-	if err != nil {
-		return fmt.Errorf("%s: %w", filepath.Base(t.restore), withLine(err, input))
+	return t.restoreError(input, err)
+}
+
+func (t *tables) restoreError(input string, err error) error {
+	if err == nil {
+		return nil
 	}
-	return nil
+	return fmt.Errorf("%s: %w", filepath.Base(t.restore), withLine(err, input))
 }
 
 // read runs iptables-save for the mangle table.
@@ -78,24 +83,34 @@ func (e *commandError) Error() string {
 
 func (e *commandError) Unwrap() error { return e.err }
 
-// run runs a command with a C locale, so that its messages can be searched.
+// run runs a command to its end.
 func (t *tables) run(stdin, path string, args ...string) ([]byte, error) {
-	ctx, cancel := t.pace.context()
-	defer cancel()
-	cmd := exec.CommandContext(ctx, path, args...)
-	cmd.Env = append(os.Environ(), "LC_ALL=C")
-	cmd.WaitDelay = time.Second
+	t.settle()
+	cmd, end := t.command(path, args...)
 	cmd.Stdin = strings.NewReader(stdin)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
-	if err == nil {
-		return out, nil
+	return out, end(&stderr, err)
+}
+
+// command prepares a command with a C locale, so that its messages can be searched,
+// and with bounded time. Whatever becomes of it, end says it.
+func (t *tables) command(path string, args ...string) (cmd *exec.Cmd, end func(stderr *bytes.Buffer, err error) error) {
+	ctx, cancel := t.pace.context()
+	cmd = exec.CommandContext(ctx, path, args...)
+	cmd.Env = append(os.Environ(), "LC_ALL=C")
+	cmd.WaitDelay = time.Second
+	return cmd, func(stderr *bytes.Buffer, err error) error {
+		defer cancel()
+		if err == nil {
+			return nil
+		}
+		if ctx.Err() != nil {
+			err = fmt.Errorf("no answer within %v: %w", t.pace.limit(), ctx.Err())
+		}
+		return &commandError{strings.Join(strings.Fields(stderr.String()), " "), err}
 	}
-	if ctx.Err() != nil {
-		err = fmt.Errorf("no answer within %v: %w", t.pace.limit(), ctx.Err())
-	}
-	return nil, &commandError{strings.Join(strings.Fields(stderr.String()), " "), err}
 }
 
 // failedLine finds the line number in what iptables-restore complains with:

@@ -28,7 +28,7 @@ func shadow(t *testing.T, name, script string) {
 }
 
 // faults makes the next runs of a command fail: "refuse" changes nothing, "late"
-// does the work and then fails, as if killed.
+// does the work when nobody expects it any more and then fails, as if killed.
 func faults(t *testing.T, command string) (next func(hows ...string)) {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "faults")
@@ -37,7 +37,7 @@ how=$(head -n 1 %[1]s 2>/dev/null)
 [ -z "$how" ] || sed -i 1d %[1]s
 case "$how" in
 refuse) echo "$0: line 3 failed" >&2; exit 1;;
-late) $REAL "$@"; echo "Killed" >&2; exit 137;;
+late) cat >%[1]s.late; $REAL "$@" <%[1]s.late; echo "Killed" >&2; exit 137;;
 esac
 exec $REAL "$@"`, file))
 	return func(hows ...string) {

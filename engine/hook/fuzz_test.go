@@ -2,7 +2,6 @@ package hook
 
 import (
 	"bytes"
-	"encoding/binary"
 	"os"
 	"strings"
 	"testing"
@@ -42,11 +41,6 @@ func FuzzSaved(f *testing.F) {
 // ends, and what is read of a set's header, of its entries and of connections lies
 // within the message.
 func FuzzNetfilterAnswer(f *testing.F) {
-	header := func(typ uint16, body []byte) []byte {
-		b := binary.NativeEndian.AppendUint32(nil, uint32(unix.NLMSG_HDRLEN+len(body)))
-		b = binary.NativeEndian.AppendUint16(b, typ)
-		return append(append(b, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0), body...)
-	}
 	addr := attributes{}.with(1, []byte{10, 0, 0, 1})
 	set := attributes{}.with(nl.IPSET_ATTR_TYPENAME, []byte("hash:ip\x00")).with(nl.IPSET_ATTR_FAMILY, []byte{2}).
 		with(nl.IPSET_ATTR_DATA, attributes{}.with(nl.IPSET_ATTR_MAXELEM, be32(7)).with(nl.IPSET_ATTR_TIMEOUT, be32(1))).
@@ -55,10 +49,12 @@ func FuzzNetfilterAnswer(f *testing.F) {
 	tuple := attributes{}.with(ctaTupleIP, attributes{}.with(ctaIPv4Src, []byte{10, 0, 0, 1})).
 		with(ctaTupleProto, attributes{}.with(ctaProtoNum, []byte{6}).with(ctaProtoSrcPort, []byte{1, 2}))
 	connection := attributes{}.with(ctaTupleOrig, tuple).with(ctaTupleReply, tuple).with(ctaMark, be32(3)).with(ctaZone, []byte{0, 1})
-	f.Add(header(6<<8|7, append([]byte{2, 0, 0, 0}, set...)))
-	f.Add(append(header(1<<8, append([]byte{2, 0, 0, 0}, connection...)), header(unix.NLMSG_DONE, make([]byte, 4))...))
-	f.Add(header(unix.NLMSG_ERROR, []byte{0xff, 0xff, 0xff, 0xff}))
+	f.Add(netlinkMessage(6<<8|7, append([]byte{2, 0, 0, 0}, set...)))
+	f.Add(append(netlinkMessage(1<<8, append([]byte{2, 0, 0, 0}, connection...)), netlinkMessage(unix.NLMSG_DONE, make([]byte, 4))...))
+	f.Add(netlinkMessage(unix.NLMSG_ERROR, []byte{0xff, 0xff, 0xff, 0xff}))
 	f.Add([]byte{16, 0, 0, 0, 3})
+	f.Add(netlinkMessage(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWRULE, append([]byte{unix.AF_INET, 0, 0, 0},
+		attributes{}.with(unix.NFTA_RULE_TABLE, []byte("mangle\x00")).with(unix.NFTA_RULE_CHAIN, []byte("NETVERDICT\x00"))...)))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		messages := 0
 		n := &nfnetlink{seq: 1}
@@ -69,6 +65,9 @@ func FuzzNetfilterAnswer(f *testing.F) {
 			readEverything(t, attrs)
 		})
 		_ = err // damage is reported, or is not
+		if w := (&commitWatch{family: ipv4, chain: "NETVERDICT"}); w.tells(b) && !bytes.Contains(b, []byte("NETVERDICT")) {
+			t.Fatal("a rule of a chain that is not there")
+		}
 	})
 }
 

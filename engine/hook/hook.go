@@ -173,6 +173,7 @@ func (h *Hook) Install(p Policed) error {
 			if err := s.install(epoch, p.of(s.family)); err != nil {
 				return fmt.Errorf("install the rules of %v: %w", s.tables, err)
 			}
+			s.tables.release()
 		}
 		h.epoch, h.installed = epoch, true
 		return errors.Join(h.removeStrays(), h.finish())
@@ -221,7 +222,11 @@ func (h *Hook) Switch(revokes, adds bool) error {
 
 func (h *Hook) switchAll(ch change) error {
 	epoch := h.nextEpoch()
-	if err := h.both(func(s *stack) error { return s.switchTo(epoch, ch) }); err != nil {
+	err := h.both(func(s *stack) error { return s.switchTo(epoch, ch) })
+	for _, s := range h.stacks {
+		s.tables.release()
+	}
+	if err != nil {
 		return err
 	}
 	h.epoch = epoch

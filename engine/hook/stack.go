@@ -139,7 +139,7 @@ func (s *stack) try(epoch uint32, ch change) error {
 	}
 	s.attempted = &next.state
 	rules := render(&next, have.hooking(s.names.base(), ch.onTop), have.arrivalHooking(s.names.arrival(), next.watchesArrivals()))
-	if err := s.tables.apply(rules); err != nil {
+	if err := s.tables.commit(rules, s.names.base()); err != nil {
 		return err
 	}
 	s.counted.add(have.counters(s.names))
