@@ -65,7 +65,7 @@ define fuzz
 	if [[ -z "$$packages" ]]; then $(call none,fuzz); else .ci/fuzz $(1) $$packages; fi
 endef
 
-.PHONY: help demo build test deps deps-test check vet lint unit race integration control-plane conformance conformance-short cluster profile fuzz fuzz-long bench benchstat bench-once bench-agent bench-net bench-peers bench-report deps-peers total clean
+.PHONY: help demo build test deps deps-test check vet lint unit race integration control-plane conformance conformance-short cluster profile fuzz fuzz-long fuzz-corpus bench benchstat bench-once bench-agent bench-net bench-peers bench-report deps-peers total clean
 
 help: ## Print this
 	@echo "netverdict: make TARGET"
@@ -139,8 +139,11 @@ profile: deps build ## CPU profile and flame graph of the agent under load, in b
 fuzz: ## Every fuzz target for FUZZTIME
 	$(call fuzz,$(FUZZTIME))
 
-fuzz-long: ## Every fuzz target for 10 minutes
+fuzz-long: ## Every fuzz target for 10 minutes, FUZZJOBS at once
 	$(call fuzz,10m)
+
+fuzz-corpus: ## What fuzzing found on this machine and reaches new code, into testdata/fuzz
+	.ci/corpus $(call having,Fuzz)
 
 # promised(tests) is a pattern; FIGURES keeps what the tests measured, and their verdicts.
 space    := $(subst ,, )
