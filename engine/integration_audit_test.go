@@ -22,7 +22,7 @@ func (n *network) audited(policies ...*networkingv1.NetworkPolicy) *policy.Tree 
 
 // auditedTo counts the connections to an address that were reported as audited.
 func (l *flowLog) auditedTo(a netip.Addr, port uint16) (n int) {
-	for _, r := range l.all() {
+	for _, r := range l.Records() {
 		if r.Dst == a && r.DstPort == port && r.Decision.Audit && r.Decision.Verdict == policy.Allow {
 			n++
 		}
@@ -57,7 +57,7 @@ func TestAuditedNamespace(t *testing.T) {
 		for _, s := range slices.Concat(streams, allowed) {
 			s.awaitLines(20)
 		}
-		for _, r := range n.flows.all() {
+		for _, r := range n.flows.Records() {
 			if r.Decision.Reported() != policy.Audit || !slices.Contains(n.other.Addrs(), r.Src) {
 				t.Errorf("%v: %v>%v:%d is not what is audited", r.Decision.Reported(), r.Src, r.Dst, r.DstPort)
 			}

@@ -126,7 +126,7 @@ func TestRepliesAreNotJudged(t *testing.T) {
 		if err := n.stop(); err != nil {
 			t.Error(err)
 		}
-		for _, r := range n.flows.all() {
+		for _, r := range n.flows.Records() {
 			if toServer := r.Dst == n.server.Addr4() || r.Dst == n.server.Addr6(); toServer != (r.Decision.Verdict == policy.Allow) || !toServer && r.DstPort != 80 {
 				t.Errorf("%v:%d>%v:%d/%v was judged: %v", r.Src, r.SrcPort, r.Dst, r.DstPort, r.Protocol, r.Decision.Verdict)
 			}

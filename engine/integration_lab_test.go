@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -17,6 +16,7 @@ import (
 	"github.com/netverdict/netverdict/bench/netlab/netlabtest"
 	"github.com/netverdict/netverdict/engine"
 	"github.com/netverdict/netverdict/engine/flow"
+	"github.com/netverdict/netverdict/engine/flow/flowtest"
 	"github.com/netverdict/netverdict/engine/hook"
 	"github.com/netverdict/netverdict/engine/queue"
 	"github.com/netverdict/netverdict/policy"
@@ -295,29 +295,12 @@ func eventually(t testing.TB, what string, cond func() bool) {
 	}
 }
 
-// flowLog is a sink that keeps everything.
-type flowLog struct {
-	mu      sync.Mutex
-	records []flow.Record
-}
-
-func (l *flowLog) Flows(records []flow.Record) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.records = append(l.records, records...)
-}
-
-func (l *flowLog) Lost(uint64, time.Time) {}
-
-func (l *flowLog) all() []flow.Record {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return slices.Clone(l.records)
-}
+// flowLog keeps every record.
+type flowLog struct{ flowtest.Sink }
 
 // lines are the records as people read them.
 func (l *flowLog) lines() (lines []string) {
-	for _, r := range l.all() {
+	for _, r := range l.Records() {
 		lines = append(lines, fmt.Sprintf("%v %v>%v:%d/%v", r.Decision.Verdict, r.Src, r.Dst, r.DstPort, r.Protocol))
 	}
 	return lines

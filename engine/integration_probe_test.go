@@ -18,6 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"github.com/netverdict/netverdict/bench/netlab"
+	"github.com/netverdict/netverdict/engine/packet/packettest"
 	"github.com/netverdict/netverdict/policy"
 )
 
@@ -188,7 +189,7 @@ func source(h *netlab.Host, dst netip.Addr) netip.Addr {
 }
 
 func sctpInit(t *testing.T, src, dst netip.Addr, port uint16) []byte {
-	return assemble(t, src, dst, layers.IPProtocolSCTP,
+	return packettest.Build(t, src, dst, layers.IPProtocolSCTP,
 		&layers.SCTP{SrcPort: 40000, DstPort: layers.SCTPPort(port)},
 		&layers.SCTPInit{
 			SCTPChunk:   layers.SCTPChunk{Type: layers.SCTPChunkTypeInit, Length: 20},
@@ -198,38 +199,12 @@ func sctpInit(t *testing.T, src, dst netip.Addr, port uint16) []byte {
 
 func tcpSYN(t *testing.T, src, dst netip.Addr, from, to uint16) []byte {
 	tcp := &layers.TCP{SrcPort: layers.TCPPort(from), DstPort: layers.TCPPort(to), SYN: true, Seq: 77, Window: 64240}
-	return assemble(t, src, dst, layers.IPProtocolTCP, tcp)
+	return packettest.Build(t, src, dst, layers.IPProtocolTCP, tcp)
 }
 
 func udpDatagram(t *testing.T, src, dst netip.Addr, from, to uint16, payload []byte) []byte {
 	udp := &layers.UDP{SrcPort: layers.UDPPort(from), DstPort: layers.UDPPort(to)}
-	return assemble(t, src, dst, layers.IPProtocolUDP, udp, gopacket.Payload(payload))
-}
-
-// assemble builds an IP packet with correct lengths and checksums.
-func assemble(t *testing.T, src, dst netip.Addr, protocol layers.IPProtocol, parts ...gopacket.SerializableLayer) []byte {
-	t.Helper()
-	var ip interface {
-		gopacket.SerializableLayer
-		gopacket.NetworkLayer
-	} = &layers.IPv4{Version: 4, TTL: 64, Id: 1, Protocol: protocol, SrcIP: src.AsSlice(), DstIP: dst.AsSlice()}
-	if dst.Is6() {
-		ip = &layers.IPv6{Version: 6, HopLimit: 64, NextHeader: protocol, SrcIP: src.AsSlice(), DstIP: dst.AsSlice()}
-	}
-	if c, ok := parts[0].(interface {
-		SetNetworkLayerForChecksum(gopacket.NetworkLayer) error
-	}); ok {
-		if err := c.SetNetworkLayerForChecksum(ip); err != nil {
-			t.Fatal(err)
-		}
-	}
-	buf := gopacket.NewSerializeBuffer()
-	err := gopacket.SerializeLayers(buf, gopacket.SerializeOptions{FixLengths: true, ComputeChecksums: true},
-		append([]gopacket.SerializableLayer{ip}, parts...)...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return buf.Bytes()
+	return packettest.Build(t, src, dst, layers.IPProtocolUDP, udp, gopacket.Payload(payload))
 }
 
 // transportAt is where the transport header of a packet without options begins.

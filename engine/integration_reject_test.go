@@ -20,6 +20,7 @@ import (
 
 	"github.com/netverdict/netverdict/bench/netlab"
 	"github.com/netverdict/netverdict/engine/hook"
+	"github.com/netverdict/netverdict/engine/packet/packettest"
 	"github.com/netverdict/netverdict/engine/reject"
 	"github.com/netverdict/netverdict/policy"
 )
@@ -294,7 +295,7 @@ func TestMidStream(t *testing.T) {
 			defer toClient.Close()
 			for i, flags := range []layers.TCP{{ACK: true}, {ACK: true, PSH: true}, {ACK: true, FIN: true}, {SYN: true, ACK: true}, {RST: true}, {FIN: true}, {}} {
 				flags.SrcPort, flags.DstPort, flags.Seq, flags.Ack = layers.TCPPort(41000+i), 80, 1000, 2000
-				if err := n.client.SendIP(assemble(t, source(n.client, a), a, layers.IPProtocolTCP, &flags), a); err != nil {
+				if err := n.client.SendIP(packettest.Build(t, source(n.client, a), a, layers.IPProtocolTCP, &flags), a); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -308,7 +309,7 @@ func TestMidStream(t *testing.T) {
 			if p, err := toServer.Next(within(t, silence)); !errors.Is(err, context.DeadlineExceeded) {
 				t.Errorf("%s: the server got % x, %v", family, p, err)
 			}
-			allowed := assemble(t, source(n.other, a), a, layers.IPProtocolTCP, &layers.TCP{SrcPort: 41000, DstPort: 80, ACK: true, Seq: 1000, Ack: 2000})
+			allowed := packettest.Build(t, source(n.other, a), a, layers.IPProtocolTCP, &layers.TCP{SrcPort: 41000, DstPort: 80, ACK: true, Seq: 1000, Ack: 2000})
 			if err := arrives(within(t, patience), n.other, n.server, a, allowed); err != nil {
 				t.Errorf("%s: of a connection that is allowed, and older than conntrack's memory: %v", family, err)
 			}

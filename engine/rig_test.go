@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/netverdict/netverdict/engine/flow"
+	"github.com/netverdict/netverdict/engine/flow/flowtest"
 	"github.com/netverdict/netverdict/engine/hook"
 	"github.com/netverdict/netverdict/engine/queue"
 	"github.com/netverdict/netverdict/policy"
@@ -188,20 +189,6 @@ func (r *fakeRules) taken() []string {
 	return calls
 }
 
-// shown is a sink that keeps what it is given.
-type shown struct {
-	mu      sync.Mutex
-	records []flow.Record
-}
-
-func (s *shown) Flows(records []flow.Record) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.records = append(s.records, records...)
-}
-
-func (s *shown) Lost(uint64, time.Time) {}
-
 // logBuffer is a log that can be read while it is written.
 type logBuffer struct {
 	mu  sync.Mutex
@@ -226,7 +213,7 @@ type rig struct {
 	rules   *fakeRules
 	source  *queue.Memory
 	marks   hook.Marks
-	sink    *shown
+	sink    *flowtest.Sink
 	log     *logBuffer
 	cfg     Config
 	engine  *Engine
@@ -239,7 +226,7 @@ func newRig(t *testing.T, tweak func(*Config)) *rig {
 	t.Helper()
 	r := &rig{
 		t: t, rules: &fakeRules{}, source: queue.NewMemory(), marks: sceneMarks(t),
-		sink: &shown{}, log: &logBuffer{}, ended: make(chan error, 1), stopRun: func() {},
+		sink: &flowtest.Sink{}, log: &logBuffer{}, ended: make(chan error, 1), stopRun: func() {},
 	}
 	r.cfg = Config{
 		Rules: r.rules, Marks: r.marks, Sources: []queue.Source{r.source},
@@ -312,9 +299,7 @@ func (r *rig) records() []flow.Record {
 	if err := r.cfg.Collector.Close(ctx); err != nil {
 		r.t.Error(err)
 	}
-	r.sink.mu.Lock()
-	defer r.sink.mu.Unlock()
-	return r.sink.records
+	return r.sink.Records()
 }
 
 // judge sends one packet through the running engine and returns its answer; ok

@@ -21,6 +21,7 @@ import (
 	"github.com/netverdict/netverdict/engine"
 	"github.com/netverdict/netverdict/engine/audit"
 	"github.com/netverdict/netverdict/engine/flow"
+	"github.com/netverdict/netverdict/engine/flow/flowtest"
 	"github.com/netverdict/netverdict/policy"
 )
 
@@ -205,24 +206,11 @@ func report(v policy.Verdict, p policy.Protocol, src, dst netip.Addr, port uint1
 	return fmt.Sprintf("%v %v %v>%v:%d", v, p, src, dst, port)
 }
 
-// flowLog is a sink that keeps everything.
-type flowLog struct {
-	mu      sync.Mutex
-	records []flow.Record
-}
-
-func (l *flowLog) Flows(records []flow.Record) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.records = append(l.records, records...)
-}
-
-func (l *flowLog) Lost(uint64, time.Time) {}
+// flowLog keeps every record.
+type flowLog struct{ flowtest.Sink }
 
 func (l *flowLog) reports() (all []string) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for _, r := range l.records {
+	for _, r := range l.Records() {
 		all = append(all, report(r.Decision.Reported(), r.Protocol, r.Src, r.Dst, r.DstPort))
 	}
 	return all
@@ -284,7 +272,7 @@ func TestLive(t *testing.T) {
 	n.reach(n.node.Host, n.server, 80)
 	n.reach(n.client, n.node.Host, 80)
 	n.demand(reached(policy.Audit, n.client, n.server, 80), reached(policy.Audit, n.other, n.server, 80))
-	for _, r := range n.flows.records {
+	for _, r := range n.flows.Records() {
 		if r.Decision.Verdict != policy.Allow || !r.Decision.Audit || r.Decision.Outcome().Reason != policy.ReasonDefaultDeny || r.Revision != 1 {
 			t.Errorf("%+v", r)
 		}

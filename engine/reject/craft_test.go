@@ -9,6 +9,7 @@ import (
 	"github.com/google/gopacket/layers"
 
 	"github.com/netverdict/netverdict/engine/packet"
+	"github.com/netverdict/netverdict/engine/packet/packettest"
 	"github.com/netverdict/netverdict/policy"
 )
 
@@ -18,30 +19,6 @@ type pair struct{ client, server, vip netip.Addr }
 var pairs = map[string]pair{
 	"v4": {netip.MustParseAddr("10.1.0.1"), netip.MustParseAddr("10.1.0.2"), netip.MustParseAddr("10.96.0.10")},
 	"v6": {netip.MustParseAddr("fd00:1::1"), netip.MustParseAddr("fd00:1::2"), netip.MustParseAddr("fd00:96::10")},
-}
-
-// build makes a packet with correct lengths and checksums.
-func build(t testing.TB, src, dst netip.Addr, protocol layers.IPProtocol, parts ...gopacket.SerializableLayer) []byte {
-	t.Helper()
-	var ip interface {
-		gopacket.SerializableLayer
-		gopacket.NetworkLayer
-	} = &layers.IPv4{Version: 4, TTL: 63, Id: 7, Protocol: protocol, SrcIP: src.AsSlice(), DstIP: dst.AsSlice()}
-	if src.Is6() {
-		ip = &layers.IPv6{Version: 6, HopLimit: 63, NextHeader: protocol, SrcIP: src.AsSlice(), DstIP: dst.AsSlice()}
-	}
-	if c, ok := parts[0].(interface {
-		SetNetworkLayerForChecksum(gopacket.NetworkLayer) error
-	}); ok {
-		if err := c.SetNetworkLayerForChecksum(ip); err != nil {
-			t.Fatal(err)
-		}
-	}
-	b, err := serialize(append([]gopacket.SerializableLayer{ip}, parts...)...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return b
 }
 
 func decode(t testing.TB, b []byte) (p packet.Packet, at int) {
@@ -76,7 +53,7 @@ func TestReset(t *testing.T) {
 	for family, a := range pairs {
 		for _, c := range cases {
 			c.tcp.SrcPort, c.tcp.DstPort = 4000, 80
-			sent := build(t, a.client, a.server, layers.IPProtocolTCP, &c.tcp, gopacket.Payload(c.text))
+			sent := packettest.Build(t, a.client, a.server, layers.IPProtocolTCP, &c.tcp, gopacket.Payload(c.text))
 			p, at := decode(t, sent)
 			s, err := readSegment(sent, at, p.Length)
 			if err != nil {
@@ -118,8 +95,8 @@ func tcpOf(t *testing.T, b []byte) *layers.TCP {
 func TestProhibited(t *testing.T) {
 	t.Parallel()
 	for family, a := range pairs {
-		original := build(t, a.client, a.vip, layers.IPProtocolUDP, &layers.UDP{SrcPort: 4000, DstPort: 8000}, gopacket.Payload("hello"))
-		judged := build(t, a.client, a.server, layers.IPProtocolUDP, &layers.UDP{SrcPort: 4000, DstPort: 80}, gopacket.Payload("hello"))
+		original := packettest.Build(t, a.client, a.vip, layers.IPProtocolUDP, &layers.UDP{SrcPort: 4000, DstPort: 8000}, gopacket.Payload("hello"))
+		judged := packettest.Build(t, a.client, a.server, layers.IPProtocolUDP, &layers.UDP{SrcPort: 4000, DstPort: 80}, gopacket.Payload("hello"))
 		_, at := decode(t, judged)
 		quote := addressed(judged, at, netip.AddrPortFrom(a.vip, 8000))
 		copy(quote[at+6:at+8], original[at+6:at+8]) // the checksum is not restored
@@ -144,7 +121,7 @@ func TestProhibited(t *testing.T) {
 func TestTransportAt(t *testing.T) {
 	t.Parallel()
 	a := pairs["v6"]
-	udp := build(t, a.client, a.server, layers.IPProtocolUDP, &layers.UDP{SrcPort: 4000, DstPort: 80}, gopacket.Payload("hello"))
+	udp := packettest.Build(t, a.client, a.server, layers.IPProtocolUDP, &layers.UDP{SrcPort: 4000, DstPort: 80}, gopacket.Payload("hello"))
 	for _, c := range []struct {
 		name   string
 		kind   byte

@@ -11,6 +11,7 @@ import (
 	"github.com/mdlayher/netlink"
 
 	"github.com/netverdict/netverdict/engine/packet"
+	"github.com/netverdict/netverdict/engine/packet/packettest"
 	"github.com/netverdict/netverdict/policy"
 )
 
@@ -52,7 +53,7 @@ func TestRejectNeverWaits(t *testing.T) {
 	t.Parallel()
 	r := tester(1 << 20)
 	a := pairs["v4"]
-	b := build(t, a.client, a.server, layers.IPProtocolTCP, &layers.TCP{SrcPort: 4000, DstPort: 80, SYN: true})
+	b := packettest.Build(t, a.client, a.server, layers.IPProtocolTCP, &layers.TCP{SrcPort: 4000, DstPort: 80, SYN: true})
 	p, _ := decode(t, b)
 	for range ringSize {
 		if !r.Reject(&p, b) {
@@ -71,7 +72,7 @@ func TestRejectNeverWaits(t *testing.T) {
 // TestRejectDoesNotAllocate, answered or not.
 func TestRejectDoesNotAllocate(t *testing.T) {
 	a := pairs["v6"]
-	b := build(t, a.client, a.server, layers.IPProtocolTCP, &layers.TCP{SrcPort: 4000, DstPort: 80, SYN: true})
+	b := packettest.Build(t, a.client, a.server, layers.IPProtocolTCP, &layers.TCP{SrcPort: 4000, DstPort: 80, SYN: true})
 	p, _ := decode(t, b)
 	for name, rate := range map[string]uint32{"answered": 1 << 30, "limited": 1} {
 		r := tester(rate)
@@ -109,16 +110,16 @@ func TestDialed(t *testing.T) {
 	}
 	for family, a := range pairs {
 		d := newDialed()
-		before := build(t, a.client, a.vip, layers.IPProtocolTCP, tcp(77, 8000))
+		before := packettest.Build(t, a.client, a.vip, layers.IPProtocolTCP, tcp(77, 8000))
 		d.take(append(logged(t, before[:min(len(before), loggedSize)]), logged(t, before)...))
-		after := build(t, a.client, a.server, layers.IPProtocolTCP, tcp(77, 80))
+		after := packettest.Build(t, a.client, a.server, layers.IPProtocolTCP, tcp(77, 80))
 		p, at := decode(t, after)
 		if to, ok := d.find(after, at, &p); !ok || to != netip.AddrPortFrom(a.vip, 8000) {
 			t.Errorf("%s: addressed to %v, %t", family, to, ok)
 		}
 		for name, other := range map[string][]byte{
-			"another number": build(t, a.client, a.server, layers.IPProtocolTCP, tcp(78, 80)),
-			"another source": build(t, a.server, a.client, layers.IPProtocolTCP, tcp(77, 80)),
+			"another number": packettest.Build(t, a.client, a.server, layers.IPProtocolTCP, tcp(78, 80)),
+			"another source": packettest.Build(t, a.server, a.client, layers.IPProtocolTCP, tcp(77, 80)),
 		} {
 			p, at := decode(t, other)
 			if to, ok := d.find(other, at, &p); ok {
@@ -134,7 +135,7 @@ func TestDialedForgets(t *testing.T) {
 	d := newDialed()
 	a := pairs["v4"]
 	datagram := func(n int) []byte {
-		return build(t, a.client, a.vip, layers.IPProtocolUDP, &layers.UDP{SrcPort: 4000, DstPort: 53}, gopacket.Payload(binary.BigEndian.AppendUint32(nil, uint32(n))))
+		return packettest.Build(t, a.client, a.vip, layers.IPProtocolUDP, &layers.UDP{SrcPort: 4000, DstPort: 53}, gopacket.Payload(binary.BigEndian.AppendUint32(nil, uint32(n))))
 	}
 	for n := range 2 * dialedKept {
 		d.note(datagram(n))
@@ -153,7 +154,7 @@ func TestDialedForgets(t *testing.T) {
 // FuzzMessages: what the kernel sends is parsed without trust.
 func FuzzMessages(f *testing.F) {
 	a := pairs["v4"]
-	f.Add(logged(f, build(f, a.client, a.vip, layers.IPProtocolTCP, &layers.TCP{SrcPort: 4000, DstPort: 80, SYN: true})))
+	f.Add(logged(f, packettest.Build(f, a.client, a.vip, layers.IPProtocolTCP, &layers.TCP{SrcPort: 4000, DstPort: 80, SYN: true})))
 	f.Add([]byte{})
 	d := newDialed()
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -171,8 +172,8 @@ func FuzzMessages(f *testing.F) {
 // and checksums are right and its addresses are those of the packet.
 func FuzzAnswers(f *testing.F) {
 	for _, a := range pairs {
-		f.Add(build(f, a.client, a.server, layers.IPProtocolTCP, &layers.TCP{SrcPort: 4000, DstPort: 80, SYN: true}), uint16(8000))
-		f.Add(build(f, a.client, a.server, layers.IPProtocolUDP, &layers.UDP{SrcPort: 4000, DstPort: 80}, gopacket.Payload("hello")), uint16(53))
+		f.Add(packettest.Build(f, a.client, a.server, layers.IPProtocolTCP, &layers.TCP{SrcPort: 4000, DstPort: 80, SYN: true}), uint16(8000))
+		f.Add(packettest.Build(f, a.client, a.server, layers.IPProtocolUDP, &layers.UDP{SrcPort: 4000, DstPort: 80}, gopacket.Payload("hello")), uint16(53))
 	}
 	decoder := packet.NewDecoder()
 	f.Fuzz(func(t *testing.T, b []byte, port uint16) {
