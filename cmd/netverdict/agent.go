@@ -227,6 +227,7 @@ func (o *agentOptions) newAgent(log *slog.Logger) (*agent, error) {
 		return nil, err
 	}
 	a := &agent{options: o, log: log, source: src, rules: rules, newest: make(chan news, 1), changes: metrics.NewChanges()}
+	a.bridges.again = make(chan struct{}, 1)
 	a.trees.limits = policy.DefaultLimits.Times(o.limits.factor)
 	a.logNode()
 	return a, nil

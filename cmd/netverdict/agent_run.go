@@ -49,6 +49,7 @@ type agent struct {
 	kernel    atomic.Pointer[kernel]        // nil until there is a first tree
 	auditor   atomic.Pointer[audit.Auditor] // the same; only of an agent that audits
 	links     podLinks
+	bridges   bridges
 	rejecter  atomic.Pointer[reject.Rejecter] // nil: denied packets are not answered
 
 	noticed  map[string]bool // notices of the last snapshot; owned by watch
@@ -298,12 +299,14 @@ func (a *agent) enforce(ctx context.Context, group *errgroup.Group) error {
 	defer a.reportUnasked(e)()
 	err = e.Run(ctx, first, func() {
 		a.warn("end the handover", mine.Done())
+		a.warn("keep the pods of one bridge apart", a.updateBridges(e))
 		a.enforced(first)
 		a.log.Info("enforcing", "policies", first.Stats().Policies, "addresses", first.Stats().Addresses,
 			"source", a.source.String(), "after", time.Since(start), "pid", os.Getpid())
 		group.Go(func() error { return a.build(ctx, e) })
 		group.Go(func() error { return a.watchDrops(ctx, queues) })
 		group.Go(func() error { return a.watchPodLinks(ctx, e) })
+		group.Go(func() error { return a.watchBridges(ctx, e) })
 	})
 	if err = errors.Join(err, closeAll(queues)); err == nil && e.Passed() && !a.requested() {
 		a.update(func(st *agentState) { st.enforcing, st.unapplied = false, errReplaced.Error() })
@@ -399,6 +402,7 @@ func (a *agent) apply(e judge, n news) error {
 	a.changes.Applied(time.Since(start)-compiled, change)
 	a.changes.Enforced(time.Since(n.since))
 	a.enforced(tree)
+	a.followBridges(e, tree)
 	a.log.Info(a.options.mode.verb()+" a new state", "policies", tree.Stats().Policies, "addresses", tree.Stats().Addresses,
 		"revokes", change.Revokes, "adds", change.Adds, "compile", compiled, "total", time.Since(start))
 	return nil

@@ -58,7 +58,7 @@ func (a *agent) status() Status {
 		}
 	}
 	if !a.options.mode.audits() {
-		s.Deny, s.AntiSpoof = a.denyStatus(), a.spoofStatus()
+		s.Deny, s.AntiSpoof, s.Bridges = a.denyStatus(), a.spoofStatus(), a.bridgeStatus()
 	}
 	a.addCluster(&s, state.waiting)
 	if k := a.kernel.Load(); k != nil {

@@ -50,7 +50,8 @@ type Status struct {
 	Audit      *AuditStatus  `json:"audit,omitempty"`
 	Deny       *DenyStatus   `json:"deny,omitempty"`
 	AntiSpoof  *SpoofStatus  `json:"antiSpoof,omitempty"`
-	Allowed    uint64        `json:"allowed"` // decisions since the agent started
+	Bridges    *BridgeStatus `json:"bridges,omitempty"` // that pods share
+	Allowed    uint64        `json:"allowed"`           // decisions since the agent started
 	Denied     uint64        `json:"denied"`
 	Audited    uint64        `json:"audited"` // passed, though policies of audited namespaces deny them
 	Holding    int64         `json:"holding"` // packets that wait for their pod to become known
@@ -226,6 +227,9 @@ func (s *Status) writeDenials(line func(name, format string, args ...any)) {
 	}
 	if s.AntiSpoof != nil {
 		line("anti-spoof", "%s", s.AntiSpoof.text())
+	}
+	if s.Bridges != nil {
+		line("bridges", "%s", s.Bridges.text())
 	}
 }
 

@@ -60,7 +60,7 @@ func (c *chain) jump() rule {
 // each one's place.
 func (c *chain) rules() []rule {
 	return slices.Concat(c.passRules(), c.knownRules(), c.unpolicedRules(), c.nodeRules(), c.askRules(),
-		c.replyRules(), c.verdictRules(), c.allowRules(), c.denyRules(), c.arrivalRules())
+		c.replyRules(), c.verdictRules(), c.allowRules(), c.denyRules(), c.arrivalRules(), c.forwardRules())
 }
 
 // passRules deal with what the kernel knows about.
@@ -106,13 +106,18 @@ func (c *chain) unpolicedRules() []rule {
 // nodeRules let through what is no pod's traffic.
 func (c *chain) nodeRules() []rule {
 	in := c.names.base()
-	rules := []rule{{in, "-m addrtype --src-type LOCAL", PurposeNode, "-j RETURN"}}
-	if c.family == ipv6 {
-		// RFC 4861 sections 4 and 6.1 to 8.1: router solicitation to redirect, with
-		// a hop limit that shows that no router has passed them on.
-		for t := 133; t <= 137; t++ {
-			rules = append(rules, rule{in, fmt.Sprintf("-p ipv6-icmp -m icmp6 --icmpv6-type %d -m hl --hl-eq 255", t), PurposeNeighbour, "-j RETURN"})
-		}
+	return append([]rule{{in, "-m addrtype --src-type LOCAL", PurposeNode, "-j RETURN"}}, c.neighbourRules(in)...)
+}
+
+// neighbourRules let neighbour discovery pass.
+func (c *chain) neighbourRules(in string) (rules []rule) {
+	if c.family != ipv6 {
+		return nil
+	}
+	// RFC 4861 sections 4 and 6.1 to 8.1: router solicitation to redirect, with
+	// a hop limit that shows that no router has passed them on.
+	for t := 133; t <= 137; t++ {
+		rules = append(rules, rule{in, fmt.Sprintf("-p ipv6-icmp -m icmp6 --icmpv6-type %d -m hl --hl-eq 255", t), PurposeNeighbour, "-j RETURN"})
 	}
 	return rules
 }
@@ -257,6 +262,7 @@ func (c *chain) denySet() string  { return c.names.denySet(c.family, c.deny) }
 const (
 	mangle      = "mangle"
 	prerouting  = "PREROUTING"
+	forwarding  = "FORWARD"
 	postrouting = "POSTROUTING"
 )
 
@@ -279,7 +285,7 @@ func (h *hooking) write(b *strings.Builder, jump rule) {
 // render returns the input of iptables-restore --noflush that makes our chains
 // contain exactly the rules described, in one transaction. Declaring a chain
 // makes or empties it; what is not mentioned stays as it is.
-func render(c *chain, jump, arrivalJump hooking) string {
+func render(c *chain, jump, arrivalJump, forwardJump hooking) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "*%s\n", mangle)
 	for _, name := range c.names.chains() {
@@ -287,6 +293,7 @@ func render(c *chain, jump, arrivalJump hooking) string {
 	}
 	jump.write(&b, c.jump())
 	arrivalJump.write(&b, c.arrivalJump())
+	forwardJump.write(&b, c.forwardJump())
 	for _, r := range c.rules() {
 		fmt.Fprintf(&b, "-A %s %s\n", r.chain, r.spec())
 	}

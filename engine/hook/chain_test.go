@@ -39,24 +39,25 @@ func TestRenderGolden(t *testing.T) {
 		hook    hooking
 		edit    func(*chain)
 		arrival hooking
+		forward hooking
 	}{
-		{"ipv4", ipv4, hooking{insert: true}, func(*chain) {}, hooking{}},
-		{"ipv6", ipv6, hooking{insert: true}, func(*chain) {}, hooking{}},
-		{"hooked-already", ipv4, hooking{}, func(*chain) {}, hooking{}},
-		{"misplaced-jumps", ipv4, hooking{remove: []string{"-j NETVERDICT", "-s 10.0.0.0/8 -j NETVERDICT"}, insert: true}, func(*chain) {}, hooking{}},
-		{"four-queues-fail-open", ipv4, hooking{insert: true}, func(c *chain) { c.queueCount, c.failOpen = 4, true }, hooking{}},
-		{"ask-limit", ipv6, hooking{}, func(c *chain) { c.askLimit = 5000 }, hooking{}},
-		{"answers", ipv4, hooking{}, func(c *chain) { c.answers, c.logsDialed = true, true }, hooking{remove: []string{"-j NETVERDICT-ARRIVAL"}, insert: true}},
-		{"answers-direct", ipv6, hooking{}, func(c *chain) { c.answers = true }, hooking{}},
-		{"anti-spoof", ipv6, hooking{}, func(c *chain) { c.antiSpoof = true }, hooking{insert: true}},
-		{"no-sets", ipv4, hooking{insert: true}, func(c *chain) { c.allowTimeout, c.denyTimeout = 0, 0 }, hooking{}},
-		{"other-prefix", ipv6, hooking{insert: true}, func(c *chain) { c.names = names{"EDGE-1"} }, hooking{}},
+		{"ipv4", ipv4, hooking{insert: true}, func(*chain) {}, hooking{}, hooking{insert: true}},
+		{"ipv6", ipv6, hooking{insert: true}, func(*chain) {}, hooking{}, hooking{}},
+		{"hooked-already", ipv4, hooking{}, func(*chain) {}, hooking{}, hooking{}},
+		{"misplaced-jumps", ipv4, hooking{remove: []string{"-j NETVERDICT", "-s 10.0.0.0/8 -j NETVERDICT"}, insert: true}, func(*chain) {}, hooking{}, hooking{}},
+		{"four-queues-fail-open", ipv4, hooking{insert: true}, func(c *chain) { c.queueCount, c.failOpen = 4, true }, hooking{}, hooking{}},
+		{"ask-limit", ipv6, hooking{}, func(c *chain) { c.askLimit = 5000 }, hooking{}, hooking{}},
+		{"answers", ipv4, hooking{}, func(c *chain) { c.answers, c.logsDialed = true, true }, hooking{remove: []string{"-j NETVERDICT-ARRIVAL"}, insert: true}, hooking{}},
+		{"answers-direct", ipv6, hooking{}, func(c *chain) { c.answers = true }, hooking{}, hooking{}},
+		{"anti-spoof", ipv6, hooking{}, func(c *chain) { c.antiSpoof = true }, hooking{insert: true}, hooking{}},
+		{"no-sets", ipv4, hooking{insert: true}, func(c *chain) { c.allowTimeout, c.denyTimeout = 0, 0 }, hooking{}, hooking{}},
+		{"other-prefix", ipv6, hooking{insert: true}, func(c *chain) { c.names = names{"EDGE-1"} }, hooking{}, hooking{}},
 	}
 	for _, tc := range tests {
 		t.Run(tc.name, func(t *testing.T) {
 			c := testChain(t, tc.family)
 			tc.edit(c)
-			got := render(c, tc.hook, tc.arrival)
+			got := render(c, tc.hook, tc.arrival, tc.forward)
 			file := filepath.Join("testdata", tc.name+".rules")
 			if *update {
 				if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
@@ -74,13 +75,16 @@ func TestRenderGolden(t *testing.T) {
 	}
 }
 
+// jumpsInPlace makes of what is to be inserted what is there.
+var jumpsInPlace = strings.NewReplacer("-I POSTROUTING 1", "-A POSTROUTING", "-I FORWARD 1", "-A FORWARD")
+
 // What is read back from a rendered chain is what went in.
 func TestObserveRendered(t *testing.T) {
 	for epoch := range uint32(32) {
 		c := testChain(t, ipv4)
 		c.epoch, c.generation = epoch, epoch%4
 		c.allow, c.deny = sideB, sideA
-		s, err := parseSaved(strings.NewReader(strings.ReplaceAll(render(c, hooking{insert: true}, hooking{}), "-I POSTROUTING 1", "-A POSTROUTING")))
+		s, err := parseSaved(strings.NewReader(jumpsInPlace.Replace(render(c, hooking{insert: true}, hooking{}, hooking{insert: true}))))
 		if err != nil {
 			t.Fatal(err)
 		}

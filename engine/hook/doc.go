@@ -86,8 +86,8 @@
 // replies. It comes after 3 because replies have source and destination swapped.
 //
 // 7: a node reaches its own pods, always (kubelet probes). A pod cannot claim
-// the node's IPv4 address, the kernel drops that as martian. IPv6 has no such
-// check: there the CNI plugin must keep pods from sending with foreign sources.
+// the node's IPv4 address, the kernel drops that as martian; for IPv6, which has no
+// such check, and on a bridge, which does not route, NETVERDICT-FORWARD does.
 //
 // 8: without neighbour discovery (ICMPv6 133 to 137) there is no IPv6. On bridges
 // that pass packets to ip6tables it comes by here. What a router has passed on has
@@ -160,6 +160,19 @@
 //	  new, not ICMP, not to a policed pod itself: NFLOG ─▶ user space          dialed
 //
 // Package reject says why.
+//
+// # One bridge
+//
+// Pods on one bridge reach each other without a router. POSTROUTING sees what is
+// bridged if br_netfilter shows it (bridge-nf-call-iptables), but it can tell pods
+// only by the addresses that the API server knows. NETVERDICT-FORWARD, called from
+// FORWARD, where what the node sends itself does not come by, drops what names no pod
+// on the bridges of SetBridges, and what can only be forged:
+//
+//	mangle FORWARD ──▶ NETVERDICT-FORWARD
+//	  to all or many, to or from a link-local address, on a bridge
+//	  of pods: drop, but for IPv6 neighbour discovery             on-link
+//	  new, to an isolated pod, from an address of this node: drop  spoofed
 //
 // # Spoofed sources
 //

@@ -297,7 +297,7 @@ func probeKeys(t *testing.T, cfg *Config) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	keys, _ := n.probeSets(ipv4)
+	keys, _, _ := n.probeSets(ipv4)
 	return keys
 }
 

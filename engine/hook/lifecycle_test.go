@@ -57,8 +57,8 @@ func TestLifecycleLeavesNothingBehind(t *testing.T) {
 				t.Fatalf("Verify after %s: repaired %v, %v\n%s", step.name, repaired, err, ns.rules(t, b))
 			}
 		}
-		if left := ns.leftovers(t, cfg); len(left) != 2*(7+6) {
-			t.Errorf("Leftovers lists %d chains and sets, want 26: %q", len(left), left)
+		if left := ns.leftovers(t, cfg); len(left) != 2*(9+7) {
+			t.Errorf("Leftovers lists %d chains and sets, want 32: %q", len(left), left)
 		}
 		for range 2 {
 			if err := h.Remove(); err != nil {
@@ -119,8 +119,8 @@ func (n *namespace) saved(t testing.TB, s *stack) (have saved) {
 func TestRetiredSetsAreEmptiedAndReusedEmpty(t *testing.T) {
 	ns := newNamespace(t)
 	h := ns.installed(t, testConfig(NFT), both)
-	const allowed = "ipset add netverdict4-allow-b 10.0.0.1,tcp:80,10.0.0.2"
-	ns.run(t, allowed+"; ipset add netverdict4-deny-b 10.0.0.1,tcp:81,10.0.0.2")
+	const allowed = "ipset add netverdict4-allow-b 10.0.0.1,tcp:80,10.0.0.2 timeout 600"
+	ns.run(t, allowed+"; ipset add netverdict4-deny-b 10.0.0.1,tcp:81,10.0.0.2 timeout 600")
 	if err := h.Switch(true, false); err != nil {
 		t.Fatal(err)
 	}

@@ -96,11 +96,13 @@ func (n names) verdict() string { return n.prefix + "-VERDICT" }
 func (n names) allow() string   { return n.prefix + "-ALLOW" }
 func (n names) deny() string    { return n.prefix + "-DENY" }
 func (n names) arrival() string { return n.prefix + "-ARRIVAL" }
+func (n names) forward() string { return n.prefix + "-FORWARD" }
+func (n names) onLink() string  { return n.prefix + "-ONLINK" }
 func (n names) probe() string   { return n.prefix + "-PROBE" }
 
 // chains lists the chains that the rules consist of.
 func (n names) chains() []string {
-	return []string{n.base(), n.reply(), n.known(), n.verdict(), n.allow(), n.deny(), n.arrival()}
+	return []string{n.base(), n.reply(), n.known(), n.verdict(), n.allow(), n.deny(), n.arrival(), n.forward(), n.onLink()}
 }
 
 func (n names) set(f family, kind string) string {
@@ -127,22 +129,25 @@ func (n names) allSets() []string {
 	return slices.Concat(n.sets(ipv4), n.sets(ipv6), []string{n.request()})
 }
 
+// bridges is the set of the bridges that several pods share.
+func (n names) bridges(f family) string { return n.set(f, "bridges") }
+
 // request is the set that asks the owner of the rules to hand them over.
 func (n names) request() string { return strings.ToLower(n.prefix) + "-handover" }
 
 // probeSets are made and removed when the kernel is tried out.
-func (n names) probeSets(f family) (keys, addrs string) {
-	return n.set(f, "probe-key"), n.set(f, "probe-ip")
+func (n names) probeSets(f family) (keys, addrs, links string) {
+	return n.set(f, "probe-key"), n.set(f, "probe-ip"), n.set(f, "probe-if")
 }
 
 // sets lists the names of all sets of a family, whether they exist or not.
 func (n names) sets(f family) []string {
-	keys, addrs := n.probeSets(f)
+	keys, addrs, links := n.probeSets(f)
 	return []string{
 		n.egress(f), n.ingress(f),
 		n.allowSet(f, sideA), n.allowSet(f, sideB),
 		n.denySet(f, sideA), n.denySet(f, sideB),
-		n.podLinks(f),
-		keys, addrs,
+		n.podLinks(f), n.bridges(f),
+		keys, addrs, links,
 	}
 }

@@ -65,7 +65,7 @@ type feature struct {
 
 // features lists what the rules of a chain need.
 func (c *chain) features() []feature {
-	keys, _ := c.names.probeSets(c.family)
+	keys, _, _ := c.names.probeSets(c.family)
 	fs := []feature{
 		{"comment match", "-m comment --comment probe", "to find the counters of rules", "xt_comment", "CONFIG_NETFILTER_XT_MATCH_COMMENT"},
 		{"mark match", "-m mark --mark " + c.packet.decided(), "to read verdicts", "xt_mark", "CONFIG_NETFILTER_XT_MARK"},
@@ -99,11 +99,12 @@ func (s *stack) probe() (err error) {
 	if _, err := s.tables.read(); err != nil {
 		return err
 	}
-	keys, addrs := s.names.probeSets(s.family)
+	keys, addrs, links := s.names.probeSets(s.family)
 	defer func() { err = errors.Join(err, s.removeProbe()) }()
 	noSets := errors.Join(
 		s.sets.ensure(s.keySpec(keys, true)),
-		s.sets.ensure(s.addrSpec(addrs)))
+		s.sets.ensure(s.addrSpec(addrs)),
+		s.sets.ensure(s.bridgesSpec(links)))
 	if s.mayAnswer {
 		s.logsDialed = s.tables.apply(s.probeInput([]feature{{spec: s.dialedRate() + " " + s.dialed()}})) == nil
 	}
@@ -164,6 +165,6 @@ func (s *stack) removeProbe() error {
 	if err == nil {
 		err = s.tables.removeChains(&have, []string{s.names.probe()})
 	}
-	keys, addrs := s.names.probeSets(s.family)
-	return errors.Join(err, s.sets.destroy(keys), s.sets.destroy(addrs))
+	keys, addrs, links := s.names.probeSets(s.family)
+	return errors.Join(err, s.sets.destroy(keys), s.sets.destroy(addrs), s.sets.destroy(links))
 }

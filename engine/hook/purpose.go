@@ -11,9 +11,10 @@ type Purpose string
 
 // The purposes of rules, in the order in which a packet meets them.
 const (
-	PurposeJump         Purpose = "jump"           // POSTROUTING to our chain, PREROUTING to that of arrivals
-	PurposeSpoofed      Purpose = "spoofed"        // from a pod's interface, with an address that is not behind it
+	PurposeJump         Purpose = "jump"           // POSTROUTING to our chain, PREROUTING and FORWARD to theirs
+	PurposeSpoofed      Purpose = "spoofed"        // sent on with a source address that is elsewhere
 	PurposeDialed       Purpose = "dialed"         // new: noted where it was addressed
+	PurposeOnLink       Purpose = "on-link"        // between pods of one bridge, and not to or from a pod's own address
 	PurposeEstablished  Purpose = "established"    // the flow is allowed
 	PurposeVerdict      Purpose = "verdict"        // the packet comes back with a verdict
 	PurposeAnswerClear  Purpose = "answer-clear"   // hide our mark on the agent's own packets
@@ -53,7 +54,7 @@ const commentPrefix = "netverdict:"
 func evident(chain string, args []string) Purpose {
 	first, set := option(args, "-m"), option(args, "--match-set")
 	switch {
-	case chain == postrouting:
+	case chain == postrouting, chain == forwarding:
 		return PurposeJump
 	case strings.HasSuffix(chain, (names{}).known()):
 		return PurposeAllowMark
@@ -77,7 +78,7 @@ func option(args []string, name string) string {
 
 // Purposes lists all of them, in that order.
 var Purposes = []Purpose{
-	PurposeJump, PurposeSpoofed, PurposeDialed, PurposeEstablished, PurposeVerdict, PurposeAnswerClear, PurposeAnswer, PurposeReplies, PurposeDeniedReply, PurposeReply, PurposeDenySet, PurposeAllowSet,
+	PurposeJump, PurposeSpoofed, PurposeDialed, PurposeOnLink, PurposeEstablished, PurposeVerdict, PurposeAnswerClear, PurposeAnswer, PurposeReplies, PurposeDeniedReply, PurposeReply, PurposeDenySet, PurposeAllowSet,
 	PurposeFreed, PurposeNotPoliced, PurposeNode, PurposeNeighbour, PurposeInvalid, PurposeICMPError, PurposeFlood, PurposeQueue,
 	PurposeAllowKeep, PurposeAllowed, PurposeDenyKeep, PurposeRejected, PurposeDenied, PurposeStaleDenied, PurposeStaleAllowed,
 	PurposeAllowMark, PurposeAllowClear, PurposeDenyMark, PurposeDrop,

@@ -77,7 +77,7 @@ func (t *tables) removeAll(chains []string) error {
 }
 
 // removeChains removes those of the chains that exist, and the jumps to them
-// from PREROUTING and POSTROUTING, in one transaction.
+// from PREROUTING, FORWARD and POSTROUTING, in one transaction.
 func (t *tables) removeChains(have *saved, chains []string) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "*%s\n", mangle)
@@ -87,7 +87,7 @@ func (t *tables) removeChains(have *saved, chains []string) error {
 			continue
 		}
 		exist = append(exist, name)
-		for _, from := range [...]string{prerouting, postrouting} {
+		for _, from := range [...]string{prerouting, forwarding, postrouting} {
 			specs, _ := have.jumpsFrom(from, name)
 			for _, spec := range specs {
 				fmt.Fprintf(&b, "-D %s %s\n", from, spec)

@@ -157,9 +157,10 @@ func (s *saved) hooking(chain string, onTop bool) hooking {
 	return hooking{remove: specs, insert: true}
 }
 
-// arrivalHooking says how to get exactly one jump from PREROUTING, or none.
-func (s *saved) arrivalHooking(chain string, wanted bool) hooking {
-	specs, _ := s.jumpsFrom(prerouting, chain)
+// hookingFrom says how to get exactly one jump from another chain than POSTROUTING,
+// or none.
+func (s *saved) hookingFrom(from, chain string, wanted bool) hooking {
+	specs, _ := s.jumpsFrom(from, chain)
 	if wanted && len(specs) == 1 {
 		return hooking{}
 	}
@@ -237,6 +238,9 @@ func (c *chain) complete(s *saved) bool {
 		return false
 	}
 	if specs, _ := s.jumpsFrom(prerouting, c.names.arrival()); (len(specs) == 1) != c.watchesArrivals() || len(specs) > 1 {
+		return false
+	}
+	if specs, _ := s.jumpsFrom(forwarding, c.names.forward()); len(specs) != 1 {
 		return false
 	}
 	want := map[string][]Purpose{}

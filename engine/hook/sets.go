@@ -14,7 +14,7 @@ import (
 const (
 	keyType  = "hash:ip,port,ip" // what verdicts depend on
 	addrType = "hash:net"        // what is asked about: ranges, addresses, and exceptions (nomatch)
-	linkType = "hash:net,iface"  // interfaces behind which pods are
+	linkType = "hash:net,iface"  // interfaces behind which pods are, and bridges
 )
 
 // addrRevision of hash:net is the first one with nomatch (net/netfilter/ipset/ip_set_hash_net.c).
@@ -185,7 +185,7 @@ func explainSet(err error) error {
 	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.EOPNOTSUPP):
 		return fmt.Errorf("%w (is the module ip_set loaded? kernel option CONFIG_IP_SET)", err)
 	case errors.Is(err, nl.IPSetError(nl.IPSET_ERR_FIND_TYPE)):
-		return fmt.Errorf("%w (load the modules ip_set_hash_net and ip_set_hash_ipportip; kernel options CONFIG_IP_SET_HASH_NET, CONFIG_IP_SET_HASH_IPPORTIP)", err)
+		return fmt.Errorf("%w (load the modules ip_set_hash_net, ip_set_hash_netiface and ip_set_hash_ipportip; kernel options CONFIG_IP_SET_HASH_NET, CONFIG_IP_SET_HASH_NETIFACE, CONFIG_IP_SET_HASH_IPPORTIP)", err)
 	case errors.Is(err, nl.IPSetError(nl.IPSET_ERR_BUSY)):
 		return fmt.Errorf("%w (a rule of somebody else uses it: iptables-save, iptables-legacy-save and nft list ruleset show which)", err)
 	}

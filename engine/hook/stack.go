@@ -138,7 +138,8 @@ func (s *stack) try(epoch uint32, ch change) error {
 		return err
 	}
 	s.attempted = &next.state
-	rules := render(&next, have.hooking(s.names.base(), ch.onTop), have.arrivalHooking(s.names.arrival(), next.watchesArrivals()))
+	rules := render(&next, have.hooking(s.names.base(), ch.onTop),
+		have.hookingFrom(prerouting, s.names.arrival(), next.watchesArrivals()), have.hookingFrom(forwarding, s.names.forward(), true))
 	if err := s.tables.commit(rules, s.names.base()); err != nil {
 		return err
 	}
@@ -246,12 +247,13 @@ func (s *stack) clearStale() error {
 
 func (s *stack) connmarks() connmarks { return connmarks{s.family, s.conn} }
 
-// allSets describes the sets of the family: two of addresses and up to four of
-// keys.
+// allSets describes the sets of the family: two of addresses, one of
+// bridges, and up to four of keys.
 func (s *stack) allSets() []setSpec {
 	specs := []setSpec{
 		s.addrSpec(s.names.egress(s.family)),
 		s.addrSpec(s.names.ingress(s.family)),
+		s.bridgesSpec(s.names.bridges(s.family)),
 	}
 	if s.antiSpoof {
 		specs = append(specs, s.podLinksSpec())
