@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -59,7 +58,7 @@ func hasPods(addrs []netlink.Addr, ranges []netip.Prefix, pods []netip.Addr) boo
 func filtered(bridge, by string) bool {
 	for _, file := range [...]string{
 		"/proc/sys/net/bridge/bridge-nf-call-" + by,
-		filepath.Join("/sys/class/net", bridge, "bridge", "nf_call_"+by),
+		"/sys/class/net/" + bridge + "/bridge/nf_call_" + by,
 	} {
 		if text, err := os.ReadFile(file); err == nil && strings.TrimSpace(string(text)) != "0" {
 			return true
