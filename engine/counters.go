@@ -49,6 +49,9 @@ type Stats struct {
 	// Epoch is in the marks of the verdicts that are given now: it changes, and
 	// comes round, with every replacement of the rules.
 	Epoch uint32
+	// Repairs counts the times that somebody else had changed the rules and they were
+	// put back.
+	Repairs uint64
 	// Sweeps is what was done about live connections.
 	Sweeps Sweeps
 }
@@ -66,7 +69,7 @@ func (s Stats) Decided(v policy.Verdict) (n uint64) {
 // Stats may be called at any time from any goroutine.
 func (e *Engine) Stats() Stats {
 	c := &e.sweeper.counts
-	s := Stats{Sweeps: Sweeps{Seen: c.seen.Load(), Cut: c.cut.Load(), Freed: c.freed.Load()}}
+	s := Stats{Sweeps: Sweeps{Seen: c.seen.Load(), Cut: c.cut.Load(), Freed: c.freed.Load()}, Repairs: e.repairs.Load()}
 	for _, d := range policy.Directions {
 		for r := range reasons {
 			for v := range verdicts {

@@ -112,6 +112,7 @@ type Engine struct {
 
 	sweeper *sweeper
 	passed  atomic.Bool // another process has taken over
+	repairs atomic.Uint64
 
 	mu      sync.Mutex // serializes what changes the rules
 	running bool       // the rules are installed and stay so
@@ -320,6 +321,7 @@ func (e *Engine) verify() error {
 		return fmt.Errorf("verify rules: %w", err)
 	}
 	if repaired {
+		e.repairs.Add(1)
 		e.cfg.Logger.Warn("the rules were changed by somebody else and have been put back")
 		e.publish(e.by.Load().tree)
 		e.sweeper.want(true)

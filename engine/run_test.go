@@ -152,6 +152,9 @@ func TestVerifyRepairs(t *testing.T) {
 	if want := "put back"; strings.Count(r.log.String(), want) != 1 {
 		t.Errorf("log %q does not say once that the rules were %s", r.log.String(), want)
 	}
+	if n := r.engine.Stats().Repairs; n != 1 {
+		t.Errorf("%d repairs counted, want 1", n)
+	}
 	if _, serial := r.engine.Tree(); serial != 1 {
 		t.Errorf("serial %d after a repair, want 1: the tree is the same", serial)
 	}

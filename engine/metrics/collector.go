@@ -148,6 +148,7 @@ func collectDecisions(ch chan<- prometheus.Metric, e Engine) {
 		send(ch, decisions, d.Count, d.Verdict.String(), d.Reason.String(), d.Direction.String())
 	}
 	send(ch, epoch, s.Epoch)
+	send(ch, ruleRepairs, s.Repairs)
 	send(ch, cacheHits, s.CacheHits)
 	send(ch, cacheMisses, s.CacheMisses)
 	send(ch, held, s.HeldNow)
