@@ -209,8 +209,11 @@ func TestNotes(t *testing.T) {
 		}, []string{"none to see"}},
 		"own image": {values("image.repository", "r.example/n"), nil, []string{"No image is published yet"}},
 		"open":      {values("agent.onStop", "open"), []string{"To uninstall:", "helm -n kube-system uninstall netverdict"}, []string{"cleanup=true"}},
-		"no flows":  {values("agent.flowLog", "none"), []string{"none to see"}, nil},
-		"cleanup":   {values("cleanup", true), []string{"nothing is enforced any more", "helm -n kube-system uninstall netverdict"}, []string{"/netverdict status"}},
+		"audit": {values("agent.mode", "audit"), []string{
+			"Nothing is enforced (agent.mode=audit)", "/netverdict status", `Flows that would be denied ("verdict":"audit")`, "To uninstall:",
+		}, []string{"Does it enforce?", "were denied", "cleanup=true"}},
+		"no flows": {values("agent.flowLog", "none"), []string{"none to see"}, nil},
+		"cleanup":  {values("cleanup", true), []string{"nothing is enforced any more", "helm -n kube-system uninstall netverdict"}, []string{"/netverdict status"}},
 	} {
 		notes := renderChart(t, render.Release{Values: c.values}).Notes
 		for _, want := range c.has {

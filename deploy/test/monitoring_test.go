@@ -31,6 +31,7 @@ func knownMetrics(t *testing.T) map[string][]string {
 		"up":                            {"job"},
 		"process_resident_memory_bytes": {},
 		"process_cpu_seconds_total":     {},
+		"process_start_time_seconds":    {"job"},
 	}
 	for _, row := range tableRow.FindAllStringSubmatch(readManifest(t, "metrics.md"), -1) {
 		of := regexp.MustCompile(`[a-z]+`).FindAllString(row[3], -1)
@@ -111,11 +112,24 @@ func TestAlertRules(t *testing.T) {
 func TestAlertsFire(t *testing.T) {
 	always := []string{`netverdict_enforcing{instance="a"} 1`}
 	cases := map[string]struct{ fires, silent []string }{
-		"NetverdictNotEnforcing": {[]string{`netverdict_enforcing{instance="a"} 0`}, always},
-		"NetverdictAgentGone":    {[]string{`other{} 1`}, always},
+		"NetverdictNotEnforcing": {
+			[]string{`netverdict_enforcing{instance="a"} 0`, `netverdict_audit_packets_total{instance="b",fate="copied"} 5`},
+			[]string{`netverdict_enforcing{instance="a"} 1`, `netverdict_enforcing{instance="b"} 0`, `netverdict_audit_packets_total{instance="b",fate="copied"} 5`},
+		},
+		"NetverdictAgentGone": {[]string{`other{} 1`}, always},
 		"NetverdictAgentDown": {
 			[]string{`up{instance="a",job="kube-system/netverdict"} 0`},
 			[]string{`up{instance="a",job="kube-system/netverdict"} 1`, `up{instance="b",job="node"} 0`},
+		},
+		"NetverdictAgentRestarts": {
+			[]string{`process_start_time_seconds{instance="a",job="netverdict"} 5+300`},
+			[]string{`process_start_time_seconds{instance="a",job="netverdict"} 5`, `process_start_time_seconds{instance="a",job="node"} 5+300`},
+		},
+		"NetverdictRulesChanged":      {[]string{`netverdict_rule_repairs_total{instance="a"} 0+1`}, []string{`netverdict_rule_repairs_total{instance="a"} 2`}},
+		"NetverdictPoliciesOverLimit": {[]string{`netverdict_policies_over_limit{instance="a"} 1`}, []string{`netverdict_policies_over_limit{instance="a"} 0`}},
+		"NetverdictSourceFloods": {
+			[]string{`netverdict_rule_packets_total{instance="a",purpose="flood"} 0+9`},
+			[]string{`netverdict_rule_packets_total{instance="a",purpose="flood"} 9`, `netverdict_rule_packets_total{instance="a",purpose="queue"} 0+9`},
 		},
 		"NetverdictChangeNotEnforced": {
 			[]string{`netverdict_unenforced_change_age_seconds{instance="a"} 0+15`}, []string{`netverdict_unenforced_change_age_seconds{instance="a"} 1`},
@@ -166,6 +180,15 @@ func TestFailingSourceAlone(t *testing.T) {
 	for _, r := range alertRules(t) {
 		if r.Alert == "NetverdictSourceAway" && !firing(t, r, []string{`netverdict_source_failing{instance="a"} 1`}) {
 			t.Errorf("%s does not fire for manifests that cannot be read", r.Alert)
+		}
+	}
+}
+
+// TestUnwrittenFlowLogAlone: the same.
+func TestUnwrittenFlowLogAlone(t *testing.T) {
+	for _, r := range alertRules(t) {
+		if r.Alert == "NetverdictFlowRecordsLost" && !firing(t, r, []string{`netverdict_flow_log_write_failures_total{instance="a"} 0+1`}) {
+			t.Errorf("%s does not fire for a log that cannot be written", r.Alert)
 		}
 	}
 }
