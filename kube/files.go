@@ -201,23 +201,39 @@ func (r *reading) readAll(paths []string, listed bool) {
 	}
 }
 
+// readStdin reads manifests that are piped in.
+func (r *reading) readStdin(in io.Reader) {
+	const name = "standard input"
+	data, err := readBounded(in)
+	switch {
+	case err != nil:
+		r.fail(name, err)
+	case len(data) == 0:
+		r.fail(name, errors.New("it is empty; want manifests, as kubectl get -o yaml prints them"))
+	default:
+		r.files = append(r.files, file{name, data})
+	}
+}
+
 func readFile(path string) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = f.Close() }() // only read from
-	tooBig := fmt.Errorf("the file has more than %d MiB; split it", maxFileSize>>20)
 	if info, err := f.Stat(); err == nil && info.Size() > maxFileSize {
-		return nil, tooBig
+		return nil, errTooBig
 	}
 	// The size says nothing about pipes, or files that are being written.
-	data, err := io.ReadAll(io.LimitReader(f, maxFileSize+1))
-	if err != nil {
-		return nil, err
+	return readBounded(f)
+}
+
+var errTooBig = fmt.Errorf("more than %d MiB; split it, or use JSON, which takes half as much", maxFileSize>>20)
+
+func readBounded(in io.Reader) ([]byte, error) {
+	data, err := io.ReadAll(io.LimitReader(in, maxFileSize+1))
+	if err == nil && len(data) > maxFileSize {
+		err = errTooBig
 	}
-	if len(data) > maxFileSize {
-		return nil, tooBig
-	}
-	return data, nil
+	return data, err
 }

@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"io"
 	"regexp"
 	"strings"
 	"time"
@@ -14,6 +15,8 @@ import (
 type Options struct {
 	// Recursive reads the subdirectories of a directory too, as kubectl apply -R.
 	Recursive bool
+	// Stdin, if not nil, is what Load and LoadAll read for the path "-".
+	Stdin io.Reader
 	// Quiet is how long Watch waits for further changes after one; default 75 ms.
 	// It does not wait longer than ten times that in all.
 	Quiet time.Duration
@@ -40,6 +43,10 @@ func Load(path string, opts Options) (*policy.Snapshot, *Report, error) {
 func LoadAll(paths []string, opts Options) (*policy.Snapshot, *Report, error) {
 	in := &reading{}
 	for _, path := range paths {
+		if path == "-" && opts.Stdin != nil {
+			in.readStdin(opts.Stdin)
+			continue
+		}
 		source{path: path, recursive: opts.Recursive}.readInto(in)
 	}
 	return parse(in)

@@ -78,7 +78,7 @@ CAP_NET_RAW alone.`,
   netverdict agent --manifests manifests/ --flow-log all | jq .
   netverdict agent --mode audit --manifests manifests/ --node-name node-1
   netverdict agent --kubeconfig /etc/kubernetes/kubelet.conf --node-name node-1`,
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			o.niceGiven = cmd.Flags().Changed("worker-nice")
 			ctx, stop := untilSignal(cmd)
@@ -92,17 +92,21 @@ CAP_NET_RAW alone.`,
 
 func (o *agentOptions) addFlags(cmd *cobra.Command) {
 	f := cmd.Flags()
+	f.SortFlags = false // by what they are about
 	f.StringVar(&o.manifests, "manifests", "", "`path` of a manifest file or of a directory of them")
 	f.StringVar(&o.kubeconfig, "kubeconfig", "", "`path` of a kubeconfig; without it and --manifests, the cluster that the agent runs in")
 	f.BoolVarP(&o.recursive, "recursive", "R", false, "read subdirectories too")
 	f.StringVar(&o.nodeName, "node-name", os.Getenv("NODE_NAME"), "enforce for the pods with this spec.nodeName (default $NODE_NAME); with manifests and without a name, for every pod")
+	o.mode.addFlags(f)
 	f.Var(&o.health, "health-address", "`address` to serve /healthz and /readyz on, such as 127.0.0.1:8051, or unix:PATH for netverdict probe; none by default")
 	f.StringVar(&o.statusSocket, "status-socket", "", "`path` of a unix socket for netverdict status, such as "+defaultStatusSocket+"; none by default")
 	o.flowLog.addFlags(cmd)
 	f.StringVar(&o.onStop, "on-stop", onStopOpen, "what stays when the agent stops: open removes the rules, keep-closed leaves them and new connections wait or fail")
-	f.TextVar(&o.unknownPod, "unknown-pod", policy.Deny, "verdict for addresses of this node's pod range that no known pod holds: deny or allow")
-	f.IntVar(&o.holdLimit, "hold-limit", 1024, "packets of such addresses that wait for their pod, per queue; 0 decides them at once")
-	f.DurationVar(&o.holdTime, "hold-time", 3*time.Second, "how long they wait")
+	o.node.addFlags(f)
+	f.TextVar(&o.unknownPod, "unknown-pod", policy.Deny, "`verdict` for addresses of this node's pod range that no known pod holds: deny or allow")
+	f.IntVar(&o.holdLimit, "hold-limit", 1024, "packets of such addresses that wait for their pod to become known, per queue; 0 decides them at once")
+	f.DurationVar(&o.holdTime, "hold-time", 3*time.Second, "how long packets wait for their pod to become known, before --unknown-pod decides")
+	o.live.addFlags(f)
 	f.IntVar(&o.cacheSize, "cache-size", 0, "decisions in the flow cache (LRU) of each queue; 0 turns it off: a decision costs less than finding it in the cache (engine/README.md)")
 
 	f.Uint16Var(&o.hook.QueueNum, "queue-num", 8050, "first NFQUEUE number")
@@ -111,24 +115,21 @@ func (o *agentOptions) addFlags(cmd *cobra.Command) {
 	f.Uint32Var(&o.queue.MaxLen, "queue-length", 0, "packets that may wait in a queue; 0 for the default")
 	f.IntVar(&o.queue.Nice, "worker-nice", -10, "scheduling priority of the worker threads, -20 to 19; 0 leaves it as it is; below 0 needs CAP_SYS_NICE")
 
-	f.TextVar(&o.hook.Backend, "iptables-backend", hook.Auto, "auto, nft or legacy")
+	f.TextVar(&o.hook.Backend, "iptables-backend", hook.Auto, "`backend` of iptables: auto, nft or legacy")
 	f.BoolVar(&o.hook.IPv4, "ipv4", true, "enforce for IPv4")
 	f.BoolVar(&o.hook.IPv6, "ipv6", true, "enforce for IPv6")
-	f.Uint32Var(&o.hook.MarkMask, "mark-mask", hook.DefaultMarkMask, "bits of the packet mark to use")
-	f.Uint32Var(&o.hook.ConnmarkMask, "connmark-mask", hook.DefaultConnmarkMask, "bits of the connection mark to use")
+	f.Var(newBits(&o.hook.MarkMask, hook.DefaultMarkMask), "mark-mask", "`bits` of the packet mark to use")
+	f.Var(newBits(&o.hook.ConnmarkMask, hook.DefaultConnmarkMask), "connmark-mask", "`bits` of the connection mark to use")
 	f.DurationVar(&o.hook.AllowTimeout, "allow-timeout", time.Minute, "how long the kernel remembers an allowed source, destination and port; 0 turns that off")
-	f.DurationVar(&o.hook.DenyTimeout, "deny-timeout", 30*time.Second, "the same for denied ones")
-	o.live.addFlags(f)
-	o.mode.addFlags(f)
+	f.DurationVar(&o.hook.DenyTimeout, "deny-timeout", 30*time.Second, "how long the kernel remembers a denied source, destination and port; 0 turns that off")
 	o.turn.addFlags(f)
 	o.limits.addFlags(f)
 	o.reject.addFlags(f)
 	o.spoof.addFlags(f)
 	o.metrics.addFlags(f)
-	o.node.addFlags(f)
 	o.profile.addFlags(f)
 	o.hubble.addFlags(cmd)
-	cmd.MarkFlagsMutuallyExclusive("manifests", "kubeconfig")
+	exclude(cmd, "manifests", "kubeconfig")
 }
 
 // observers are what tests put into an agent.

@@ -28,7 +28,7 @@ const (
 )
 
 func (o *modeOptions) addFlags(f *pflag.FlagSet) {
-	f.StringVar(&o.mode, "mode", modeEnforce, "enforce, or audit: judge copies of the traffic, enforce nothing, install nothing, and report what would be denied with the verdict audit; needs CAP_NET_RAW alone")
+	f.StringVar(&o.mode, "mode", modeEnforce, "`mode`: enforce, or audit: judge copies of the traffic, enforce nothing, install nothing, and report what would be denied with the verdict audit; needs CAP_NET_RAW alone")
 	f.IntVar(&o.flows, "audit-flows", 65536, "`number` of flows that an audit remembers, to tell replies and later packets from new flows")
 }
 

@@ -25,7 +25,7 @@ type flowLogOptions struct {
 
 func (o *flowLogOptions) addFlags(cmd *cobra.Command) {
 	f := cmd.Flags()
-	f.TextVar(&o.filter, "flow-log", flow.Denied, "which flows to print: denied, all or none; for all, the kernel reports the connections that it lets pass by itself")
+	f.TextVar(&o.filter, "flow-log", flow.Denied, "`which` flows to print: denied, all or none; for all, the kernel reports the connections that it lets pass by itself")
 	f.StringVar(&o.file, "flow-log-file", "-", "`path` of the flow log; - is standard output")
 	f.IntVar(&o.maxSize, "flow-log-max-size", 100, "`MiB` at which the file is renamed and a new one begun")
 	f.IntVar(&o.maxBackups, "flow-log-max-backups", 3, "renamed files that are kept")

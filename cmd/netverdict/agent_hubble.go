@@ -39,10 +39,10 @@ type hubbleOptions struct {
 func (o *hubbleOptions) addFlags(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringVar(&o.socket, "hubble-socket", "", "`path` of a unix socket that serves flows to Hubble's clients, such as "+defaultHubbleSocket+"; none by default")
-	f.StringVar(&o.group, "hubble-group", "", "`group`, by name or number, that may use that socket beside root")
-	f.StringVar(&o.listen, "hubble-listen", "", "`address` to serve the same on with mutual TLS, such as :4244; none by default")
+	f.StringVar(&o.group, "hubble-group", "", "`group`, by name or number, that may use --hubble-socket beside root")
+	f.StringVar(&o.listen, "hubble-listen", "", "`address` to serve flows on as well, with mutual TLS, such as :4244; none by default")
 	f.StringVar(&o.tls.Cert, "hubble-tls-cert", "", "`path` of the server's certificate, PEM; read again when it changes, as the two below")
-	f.StringVar(&o.tls.Key, "hubble-tls-key", "", "`path` of its key")
+	f.StringVar(&o.tls.Key, "hubble-tls-key", "", "`path` of the key of --hubble-tls-cert")
 	f.StringVar(&o.tls.ClientCA, "hubble-tls-client-ca", "", "`path` of the authorities whose clients may connect, PEM")
 	f.IntVar(&o.history, "hubble-history", hubble.DefaultHistory, "`number` of flows to keep for clients that look back")
 	f.StringVar(&o.cluster, "hubble-cluster-name", hubble.DefaultCluster, "`name` of the cluster in flows")

@@ -158,14 +158,17 @@ func (n *NodeStatus) factsText() string {
 func packetsText(rules []RuleStatus) string {
 	ends := []struct {
 		says     string
+		rare     bool // said only when there were some
 		purposes []hook.Purpose
 	}{
-		{"asked about", []hook.Purpose{hook.PurposeQueue}},
-		{"of allowed connections", []hook.Purpose{hook.PurposeEstablished, hook.PurposeReply}},
-		{"allowed from memory", []hook.Purpose{hook.PurposeAllowSet}},
-		{"denied from memory", []hook.Purpose{hook.PurposeDenySet, hook.PurposeDeniedReply}},
-		{"of the node", []hook.Purpose{hook.PurposeNode}},
-		{"of nobody policed", []hook.Purpose{hook.PurposeNotPoliced}},
+		{"asked about", false, []hook.Purpose{hook.PurposeQueue}},
+		{"of allowed connections", false, []hook.Purpose{hook.PurposeEstablished, hook.PurposeReply}},
+		{"allowed from memory", false, []hook.Purpose{hook.PurposeAllowSet}},
+		{"denied from memory", false, []hook.Purpose{hook.PurposeDenySet, hook.PurposeDeniedReply}},
+		{"of the node", false, []hook.Purpose{hook.PurposeNode}},
+		{"of nobody policed", false, []hook.Purpose{hook.PurposeNotPoliced}},
+		{"dropped unasked, of sources beyond --ask-limit", true, []hook.Purpose{hook.PurposeFlood}},
+		{"dropped that belong to no connection", true, []hook.Purpose{hook.PurposeInvalid}},
 	}
 	var parts []string
 	for _, end := range ends {
@@ -175,7 +178,9 @@ func packetsText(rules []RuleStatus) string {
 				n += r.Packets
 			}
 		}
-		parts = append(parts, fmt.Sprintf("%d %s", n, end.says))
+		if n > 0 || !end.rare {
+			parts = append(parts, fmt.Sprintf("%d %s", n, end.says))
+		}
 	}
 	return strings.Join(parts, ", ")
 }

@@ -20,7 +20,7 @@ type rejectOptions struct {
 }
 
 func (o *rejectOptions) addFlags(f *pflag.FlagSet) {
-	f.TextVar(&o.deny, "deny", policy.DenialDrop, "how connections are denied: drop is silence, reject answers TCP with a reset and everything else with an ICMP error, so that clients fail at once; a namespace's annotation netverdict.io/deny overrides it for what its policies deny")
+	f.TextVar(&o.deny, "deny", policy.DenialDrop, "`how` connections are denied: drop is silence, reject answers TCP with a reset and everything else with an ICMP error, so that clients fail at once; a namespace's annotation netverdict.io/deny overrides it for what its policies deny")
 	f.Uint32Var(&o.rate, "reject-rate", 1000, "answers a second to denied packets, of which one source gets an eighth at most; what is denied beyond is dropped, and all of its kind for --deny-timeout")
 }
 

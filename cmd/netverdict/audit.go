@@ -46,7 +46,7 @@ Exit codes: 0 no flow would be denied, 2 some would, 1 could not find out.`,
 		Example: `  tcpdump -i any -w capture.pcap ip or ip6
   netverdict audit -f manifests/ --pcap capture.pcap
   netverdict audit -f manifests/ --pcap capture.pcap.gz -o json | jq -r .verdict | sort | uniq -c`,
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(*cobra.Command, []string) error { return o.run(e) },
 	}
 	o.manifests.addFlags(cmd)
@@ -55,13 +55,16 @@ Exit codes: 0 no flow would be denied, 2 some would, 1 could not find out.`,
 	f.StringVar(&o.nodeName, "node-name", "", "judge as the agent of this node does: its pods' policies alone; without a name, every pod's")
 	f.StringVarP(&o.output, "output", "o", "text", "`format`: text or json")
 	f.StringVar(&o.color, "color", "auto", "colour the text: auto, always or never")
-	must(cmd.MarkFlagRequired("pcap"))
+	require(cmd, "pcap", "which capture is to be judged? - is standard input")
 	return cmd
 }
 
 func (o *auditOptions) run(e env) error {
 	p, err := newFlowPrinter(e.stdout, o.output, o.color)
 	if err != nil {
+		return err
+	}
+	if err := o.manifests.refuseStdinTwice("--pcap", o.pcap); err != nil {
 		return err
 	}
 	tree, err := o.tree(e)

@@ -52,7 +52,7 @@ expected, 2 something was not, 1 could not run.`,
 		Example: `  sudo netverdict demo
   sudo netverdict demo --story a,c --verbose
   sudo netverdict demo --story b --keep`,
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			if d.stories, err = chooseStories(demoStories(), keys); err != nil {
 				return err

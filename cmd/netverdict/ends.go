@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -26,15 +27,23 @@ type manifests struct {
 }
 
 func (m *manifests) addFlags(cmd *cobra.Command) {
-	cmd.Flags().StringArrayVarP(&m.paths, "filename", "f", nil, "`path` of a manifest file or of a directory of them; may be repeated (required)")
+	cmd.Flags().StringArrayVarP(&m.paths, "filename", "f", nil, "`path` of a manifest file or of a directory of them, or - for standard input; may be repeated (required)")
 	cmd.Flags().BoolVarP(&m.recursive, "recursive", "R", false, "read subdirectories too")
-	must(cmd.MarkFlagRequired("filename"))
+	require(cmd, "filename", "where are the manifests? -f DIR, -f FILE, or -f - behind kubectl get ns,pods,nodes,networkpolicies -A -o yaml")
+}
+
+// refuseStdinTwice is for a verb with another input, which a flag names.
+func (m *manifests) refuseStdinTwice(flag, path string) error {
+	if path == "-" && slices.Contains(m.paths, "-") {
+		return fmt.Errorf("-f - and %s -: standard input can be read only once", flag)
+	}
+	return nil
 }
 
 // load reads manifests for the offline verbs. What it noticed but did not stop at
 // goes to stderr: a policy that is not enforced changes every answer.
 func (m *manifests) load(e env) (*policy.Snapshot, error) {
-	s, report, err := kube.LoadAll(m.paths, kube.Options{Recursive: m.recursive})
+	s, report, err := kube.LoadAll(m.paths, kube.Options{Recursive: m.recursive, Stdin: e.stdin})
 	m.report = report
 	for _, n := range report.Notices {
 		if n.Severity != kube.Skipped {

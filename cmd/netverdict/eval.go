@@ -39,8 +39,11 @@ pod's policies apply, wherever it runs. A line that cannot be evaluated yields
 {"error":…,"line":N} and exit code 1 at the end; empty lines are passed over.`,
 		Example: `  echo '{"source":"shop/cart","destination":"shop/db","port":5432}' |
     netverdict eval -f manifests/ --flows -`,
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(*cobra.Command, []string) error {
+			if err := m.refuseStdinTwice("--flows", flows); err != nil {
+				return err
+			}
 			w, err := loadWorld(e, m)
 			if err != nil {
 				return err
@@ -55,14 +58,8 @@ pod's policies apply, wherever it runs. A line that cannot be evaluated yields
 	}
 	m.addFlags(cmd)
 	cmd.Flags().StringVar(&flows, "flows", "", "`file` with one connection per line, - for standard input (required)")
-	must(cmd.MarkFlagRequired("flows"))
+	require(cmd, "flows", "which connections are to be decided? A file with one a line, or - for standard input")
 	return cmd
-}
-
-func must(err error) {
-	if err != nil {
-		panic(err) // a flag's name is misspelt in this program
-	}
 }
 
 func openInput(e env, path string) (io.ReadCloser, error) {

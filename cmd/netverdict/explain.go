@@ -32,7 +32,7 @@ Exit codes: 0 allowed (or audited), 2 denied, 1 could not find out.`,
 		Example: `  netverdict explain -f manifests/ shop/cart shop/db:5432
   netverdict explain -f manifests/ 192.0.2.7 '[fd00::5]:53/UDP'
   netverdict explain -f manifests/ shop/cart shop/db/ICMP`,
-		Args: cobra.ExactArgs(2),
+		Args: exactArgs("SOURCE", "DESTINATION:PORT"),
 		RunE: func(_ *cobra.Command, args []string) error {
 			if output != "text" && output != "json" {
 				return fmt.Errorf("--output %q: want text or json", output)

@@ -51,7 +51,12 @@ Exit codes: 0 there were such flows, 2 there were none, 1 could not find out.`,
   netverdict flows --cluster --tls-ca ca.crt --tls-cert tls.crt --tls-key tls.key --to-pod shop/db --since 5m
   kubectl -n kube-system logs ds/netverdict | netverdict flows --to-pod shop/db -
   netverdict flows --verdict deny --not --protocol udp,icmp --since 10m /var/log/netverdict/flows.jsonl`,
-		Args: cobra.MaximumNArgs(1),
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 1 {
+				return fmt.Errorf("%q: want one FILE at most%s", args[1], seeHelp(cmd))
+			}
+			return nil
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := o.validate(); err != nil {
 				return err
@@ -73,6 +78,7 @@ Exit codes: 0 there were such flows, 2 there were none, 1 could not find out.`,
 
 func (o *flowsOptions) addFlags(cmd *cobra.Command) {
 	f := cmd.Flags()
+	f.SortFlags = false // by what they are about
 	o.agents.addFlags(cmd)
 	o.credentials.addFlags(cmd)
 	o.filters.addFlags(cmd)

@@ -56,9 +56,7 @@ func (o *flowAgentOptions) addFlags(cmd *cobra.Command) {
 	f.StringVar(&o.selector, "agent-selector", "app.kubernetes.io/name=netverdict,app.kubernetes.io/component=agent", "`selector` of the agents' pods")
 	f.Uint16Var(&o.port, "agent-port", 4244, "`port` of the agents' --hubble-listen")
 	f.StringVar(&o.name, "cluster-name", hubble.DefaultCluster, "the agents' --hubble-cluster-`name`")
-	for _, name := range []string{"cluster", "kubeconfig", "context"} {
-		cmd.MarkFlagsMutuallyExclusive("server", name)
-	}
+	exclude(cmd, "server", "cluster", "kubeconfig", "context")
 }
 
 // find returns the agents that the flags name; without any it is the agent of this

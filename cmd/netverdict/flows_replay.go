@@ -3,11 +3,15 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 
 	"github.com/netverdict/netverdict/engine/flow"
 )
+
+// maxComplaints bounds the lines of a log that are named because they cannot be read.
+const maxComplaints = 10
 
 // replay hands the flows of a log to add. What is no JSON object is passed over
 // with a remark at the end: kubectl logs mixes the agent's messages in. An object
@@ -33,8 +37,9 @@ func replay(e env, path string, add func(*flow.Line) error) error {
 		}
 		line, err := flow.ParseLine(text)
 		if err != nil {
-			bad++
-			fmt.Fprintf(e.stderr, "netverdict: %s line %d: %s\n", inputName(path), n, printable(err.Error()))
+			if bad++; bad <= maxComplaints {
+				fmt.Fprintf(e.stderr, "netverdict: %s line %d: %s\n", inputName(path), n, printable(noFlow(err).Error()))
+			}
 			continue
 		}
 		if err := add(&line); err != nil {
@@ -47,12 +52,23 @@ func replay(e env, path string, add func(*flow.Line) error) error {
 	return replayEnd(path, n, bad, lines.Err())
 }
 
+// noFlow says why a JSON object is no flow without the names of this program's types.
+func noFlow(err error) error {
+	var wrong *json.UnmarshalTypeError
+	if errors.As(err, &wrong) {
+		return fmt.Errorf("not a flow log line: %s is a %s", wrong.Field, wrong.Value)
+	}
+	return err
+}
+
 func replayEnd(path string, n, bad int, err error) error {
 	switch {
 	case errors.Is(err, bufio.ErrTooLong):
 		return fmt.Errorf("%s line %d: longer than %d bytes: no flow log", inputName(path), n+1, flow.MaxLineLen)
-	case err != nil:
+	case err != nil && path == "-":
 		return fmt.Errorf("read %s: %w", inputName(path), err)
+	case err != nil: // names the file
+		return err
 	case bad > 0:
 		return fmt.Errorf("%s: lines that could not be read: %d", inputName(path), bad)
 	}

@@ -20,18 +20,16 @@ type flowCredentials struct {
 func (c *flowCredentials) addFlags(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringVar(&c.ca, "tls-ca", "", "`path` of the authority of the agents' certificates, PEM; over TCP agents speak mutual TLS")
-	f.StringVar(&c.cert, "tls-cert", "", "`path` of the certificate to show to them")
-	f.StringVar(&c.key, "tls-key", "", "`path` of its key")
+	f.StringVar(&c.cert, "tls-cert", "", "`path` of the certificate to show to agents, PEM")
+	f.StringVar(&c.key, "tls-key", "", "`path` of the key of --tls-cert")
 	f.StringVar(&c.serverName, "tls-server-name", "", "`name` that a server's certificate must have (default: the host of --server; of the agents of a cluster NODE.default.hubble-grpc.cilium.io)")
 	f.BoolVar(&c.plaintext, "plaintext", false, "no TLS, for a relay that has none; agents do not offer this")
-	cmd.MarkFlagsMutuallyExclusive("plaintext", "tls-ca")
-	cmd.MarkFlagsMutuallyExclusive("plaintext", "tls-cert")
-	cmd.MarkFlagsRequiredTogether("tls-cert", "tls-key")
+	exclude(cmd, "plaintext", "tls-ca", "tls-cert", "tls-key")
 }
 
 // config reads the files.
 func (c *flowCredentials) config() (*tls.Config, error) {
-	if c.ca == "" || c.cert == "" {
+	if c.ca == "" || c.cert == "" || c.key == "" {
 		return nil, errors.New("agents speak mutual TLS over TCP: give --tls-ca, --tls-cert and --tls-key")
 	}
 	pem, err := os.ReadFile(c.ca)

@@ -70,10 +70,9 @@ the kernel remembers the decision. The same tree answers questions offline.
 Exit codes: 0 yes or done, 1 could not run, 2 ran and the answer is no.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		// A bare word that is no verb is a mistake, not a request for help.
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
+	explainUsage(root, os.Args[0])
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.SetIn(e.stdin)
 	root.SetOut(e.stdout)

@@ -32,8 +32,7 @@ Exit codes: 0 yes, 2 the agent says no, 1 there is no answer.`,
 		Example: `  netverdict probe readyz
   netverdict probe healthz --health-address 127.0.0.1:8051
   kubectl -n kube-system exec ds/netverdict -- /netverdict probe readyz`,
-		Args:      cobra.MatchAll(cobra.ExactArgs(1), cobra.OnlyValidArgs),
-		ValidArgs: []string{strings.TrimPrefix(pathHealth, "/"), strings.TrimPrefix(pathReady, "/")},
+		Args: oneOf(strings.TrimPrefix(pathHealth, "/"), strings.TrimPrefix(pathReady, "/")),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if timeout <= 0 {
 				return fmt.Errorf("--timeout %v: want more than 0", timeout)
@@ -42,7 +41,7 @@ Exit codes: 0 yes, 2 the agent says no, 1 there is no answer.`,
 			defer cancel()
 			status, text, err := askHealth(ctx, &address, "/"+args[0])
 			if err != nil {
-				return fmt.Errorf("ask %s for %s: %w%s", &address, args[0], err, hint(err, "--health-address"))
+				return fmt.Errorf("ask %s for %s: %w%s", &address, args[0], withoutURL(err), hint(err, "--health-address"))
 			}
 			fmt.Fprint(e.stdout, text)
 			if status != http.StatusOK {

@@ -66,7 +66,7 @@ func TestProbeFails(t *testing.T) {
 		args []string
 		says []string
 	}{
-		{nil, []string{"accepts 1 arg(s)"}},
+		{nil, []string{"want healthz or readyz, got []; see netverdict probe --help"}},
 		{[]string{"livez"}, []string{`"livez"`}},
 		{[]string{"readyz", "--timeout", "0s"}, []string{"--timeout 0s: want more than 0"}},
 		{[]string{"readyz", "--health-address", "unix:health.sock"}, []string{"--health-address", "absolute path"}},

@@ -9,11 +9,11 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	program := func() { os.Exit(run(context.Background(), env{os.Stdin, os.Stdout, os.Stderr}, os.Args[1:])) }
 	testscript.Main(m, map[string]func(){
-		"netverdict": func() {
-			os.Exit(run(context.Background(), env{os.Stdin, os.Stdout, os.Stderr}, os.Args[1:]))
-		},
-		"capture": func() { os.Exit(writeCapture(os.Stdin, os.Args[1:])) },
+		"netverdict": program,
+		plugin:       program,
+		"capture":    func() { os.Exit(writeCapture(os.Stdin, os.Args[1:])) },
 	})
 }
 

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
+	"net/url"
 	"syscall"
 	"text/tabwriter"
 	"time"
@@ -99,7 +100,7 @@ how its queues do.
 Exit codes: 0 it enforces, 2 it runs but does not (an audit never does), 1 there is no answer.`,
 		Example: `  netverdict status
   kubectl -n kube-system exec ds/netverdict -- /netverdict status -o json`,
-		Args: cobra.NoArgs,
+		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if output != "text" && output != "json" {
 				return fmt.Errorf("--output %q: want text or json", output)
@@ -136,7 +137,7 @@ func askStatus(ctx context.Context, socket string) (*Status, error) {
 	}
 	resp, err := client.Do(req)
 	if err != nil {
-		return nil, fmt.Errorf("ask the agent at %s: %w%s", socket, err, hint(err, "--status-socket"))
+		return nil, fmt.Errorf("ask the agent at %s: %w%s", socket, withoutURL(err), hint(err, "--status-socket"))
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
@@ -149,12 +150,21 @@ func askStatus(ctx context.Context, socket string) (*Status, error) {
 	return &s, nil
 }
 
+// withoutURL drops the made-up URL that is asked for from an error of an HTTP client.
+func withoutURL(err error) error {
+	var u *url.Error
+	if errors.As(err, &u) {
+		return u.Err
+	}
+	return err
+}
+
 // hint says what usually lies behind an error of asking an agent that listens where a
 // flag of its says.
 func hint(err error, flag string) string {
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
-		return " (no agent runs here, or with another " + flag + ")"
+		return " (no agent runs here, or with another " + flag + " or none)"
 	case errors.Is(err, fs.ErrPermission):
 		return " (only the user that runs the agent may ask; try as root)"
 	}

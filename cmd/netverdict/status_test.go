@@ -31,7 +31,10 @@ func exampleStatus() Status {
 		Queues:  []QueueStatus{{Number: 8050, Packets: 100, Waiting: 1, QueueDropped: 2, BufferDropped: 3}},
 		Allowed: 90, Denied: 10, Holding: 4, FlowsLost: 6,
 		NodeFacts: NodeStatus{KubeProxy: []string{"ipvs"}, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24"), netip.MustParsePrefix("fd00::/64")}},
-		Rules:     []RuleStatus{{hook.PurposeEstablished, hook.Count{Packets: 8, Bytes: 800}}, {hook.PurposeReply, hook.Count{Packets: 7, Bytes: 700}}, {hook.PurposeQueue, hook.Count{Packets: 100, Bytes: 6000}}},
+		Rules: []RuleStatus{
+			{hook.PurposeEstablished, hook.Count{Packets: 8, Bytes: 800}}, {hook.PurposeReply, hook.Count{Packets: 7, Bytes: 700}},
+			{hook.PurposeFlood, hook.Count{Packets: 9, Bytes: 540}}, {hook.PurposeQueue, hook.Count{Packets: 100, Bytes: 6000}},
+		},
 	}
 }
 
@@ -83,7 +86,7 @@ source      API server https://10.0.0.1:6443
             Pod: 12 objects at resourceVersion 99, not connected: connection refused
 revision    7, applied 2026-11-21T10:00:00Z, 0.250 s behind what is known
 policies    3 select pods of this node; 5 of its pods' addresses are policed, 40 addresses known
-packets     100 asked about, 15 of allowed connections, 0 allowed from memory, 0 denied from memory, 0 of the node, 0 of nobody policed
+packets     100 asked about, 15 of allowed connections, 0 allowed from memory, 0 denied from memory, 0 of the node, 0 of nobody policed, 9 dropped unasked, of sources beyond --ask-limit
 decisions   90 allowed, 10 denied, 0 audited, 4 packets on hold, 6 flow records lost
 queue 8050  100 packets judged, 1 waiting, 2 dropped (queue full), 3 dropped (buffer full)
 fails       closed: without an agent, or with a full queue, new connections of policed pods are dropped; on stop keep-closed

@@ -16,7 +16,7 @@ func newVersion(e env) *cobra.Command {
 		Use:     "version",
 		Short:   "Print the version",
 		Example: "  netverdict version",
-		Args:    cobra.NoArgs,
+		Args:    noArgs,
 		Run: func(*cobra.Command, []string) {
 			fmt.Fprintf(e.stdout, "netverdict %s (%s, %s/%s)\n", versionText(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
 		},
