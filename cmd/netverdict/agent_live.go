@@ -74,6 +74,17 @@ func (a *agent) notePodRanges(s *policy.Snapshot) {
 	a.podStart = now
 }
 
+// noteNodeName warns when nothing says that there is a node of this name, once: a
+// mistyped name polices nobody.
+func (a *agent) noteNodeName(s *policy.Snapshot) {
+	name := a.options.nodeName
+	unknown := name != "" && !hasNode(s, name)
+	if unknown && !a.nodeUnknown {
+		a.log.Warn("nothing is policed: there is no Node of this name, and no pod runs there; is --node-name right?", "node", name)
+	}
+	a.nodeUnknown = unknown
+}
+
 // dropsEvery is how often drops are looked for, and alarmEvery how often they are
 // reported at most.
 const (

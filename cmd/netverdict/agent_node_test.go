@@ -109,6 +109,14 @@ func TestAgentSaysThatPodRangesAreUnknown(t *testing.T) {
 	a.terminate()
 }
 
+// TestAgentSaysThatItsNodeIsUnknown, for a mistyped name polices nobody.
+func TestAgentSaysThatItsNodeIsUnknown(t *testing.T) {
+	t.Parallel()
+	a := newAgentLab(t).agent("--node-name=nobody")
+	a.await(0, `level=WARN msg="nothing is policed: there is no Node of this name.*" node=nobody`)
+	a.terminate()
+}
+
 // onNode runs a shell command on the node.
 func (l *agentLab) onNode(script string) {
 	l.t.Helper()

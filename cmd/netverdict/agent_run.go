@@ -54,7 +54,9 @@ type agent struct {
 
 	noticed  map[string]bool // notices of the last snapshot; owned by watch
 	podStart string          // owned by watch
-	limits   limitLog
+	// nodeUnknown says that the last snapshot knows no node of ours; owned by watch.
+	nodeUnknown bool
+	limits      limitLog
 
 	mu    sync.Mutex
 	state agentState
@@ -200,6 +202,7 @@ func (a *agent) watch(ctx context.Context) error {
 	return a.source.Watch(ctx,
 		func(s *policy.Snapshot, r *kube.Report) {
 			a.scope(s)
+			a.noteNodeName(s)
 			a.notePodRanges(s)
 			a.tellNodes(s)
 			a.logNotices(r)

@@ -186,12 +186,17 @@ func TestAgentKilled(t *testing.T) {
 	}
 }
 
-// TestCleanup removes what a killed agent left.
+// TestCleanup removes what a killed agent left, and nothing beside one that runs.
 func TestCleanup(t *testing.T) {
 	eachIptables(t, func(t *testing.T, l *agentLab, backend string) {
 		l.serve(l.server, 80)
 		l.write("policy.yaml", policyFor("client", "server"))
-		l.agent(backend).kill()
+		a := l.agent(backend)
+		if out, err := l.command("cleanup").CombinedOutput(); err == nil || !strings.Contains(string(out), "an agent enforces on this host") {
+			t.Errorf("cleanup beside an agent says %q: %v", out, err)
+		}
+		l.expect("after cleanup was refused", false, l.other, l.server, 80)
+		a.kill()
 		l.expect("after kill -9", false, l.other, l.server, 80)
 		for _, want := range []string{"removed", "nothing to remove"} {
 			out, err := l.command("cleanup").Output()
