@@ -32,7 +32,8 @@ var ErrNotRunning = errors.New("the engine is not running")
 //	many, or the world, or is out of date with the new epoch:  is asked about again
 //	what a pod may do      fresh sets, a new generation
 //
-// Behind either comes a sweep through the live connections.
+// Behind either, when the last verdict by the old tree has been given, comes a sweep
+// through the live connections.
 func (e *Engine) Apply(t *policy.Tree) (policy.Change, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -99,6 +100,7 @@ func (e *Engine) applyFor(t *policy.Tree, addrs []netip.Addr) error {
 	}
 	e.publish(t)
 	e.owed = true
+	e.awaitAnswers()
 	if err := e.cfg.Rules.Forget(addrs); err != nil {
 		return e.settle(fmt.Errorf("clean up after the switch: %w", err))
 	}

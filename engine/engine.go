@@ -148,7 +148,7 @@ func New(cfg Config) (*Engine, error) {
 	e.hits = newHits(cfg.PolicyLimit, e.workers)
 	e.sweeper = &sweeper{
 		rules: cfg.Rules, by: &e.by, kick: make(chan struct{}, 1),
-		report: e.swept, wait: max(cfg.HoldTime, cfg.HoldRemote),
+		answered: e.awaitAnswers, report: e.swept, wait: max(cfg.HoldTime, cfg.HoldRemote),
 	}
 	return e, nil
 }

@@ -21,14 +21,15 @@ import (
 // does is as new as what the workers do; when the tree changes meanwhile it goes
 // round again.
 type sweeper struct {
-	rules  Rules
-	by     *atomic.Pointer[judgement]
-	kick   chan struct{}
-	all    atomic.Bool // the next round is about all connections, not only those that were cut
-	busy   atomic.Bool
-	counts sweepCounters
-	report func(hook.Reviewed, error)
-	wait   time.Duration // how long pods may stay unknown; then their connections are judged as such
+	rules    Rules
+	by       *atomic.Pointer[judgement]
+	kick     chan struct{}
+	all      atomic.Bool // the next round is about all connections, not only those that were cut
+	busy     atomic.Bool
+	counts   sweepCounters
+	answered func() // returns when no verdict of an earlier tree is on its way
+	report   func(hook.Reviewed, error)
+	wait     time.Duration // how long pods may stay unknown; then their connections are judged as such
 }
 
 // sweepCounters are running totals.
@@ -91,6 +92,7 @@ func (s *sweeper) run(ctx context.Context) {
 func (s *sweeper) round(scope hook.Scope, patient bool) (spared int) {
 	s.busy.Store(true)
 	defer s.busy.Store(false)
+	s.answered()
 	r, err := s.rules.Review(scope, func(f *hook.Flow) hook.Fate {
 		fate, unsure := fateOf(s.by.Load().tree, f)
 		if unsure && patient {
