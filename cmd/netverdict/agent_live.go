@@ -3,6 +3,9 @@ package main
 import (
 	"context"
 	"fmt"
+	"iter"
+	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/spf13/pflag"
@@ -37,38 +40,68 @@ func (o *liveOptions) validate() error {
 }
 
 // podStart says what happens to packets of this node's pods that are not known
-// yet, as status shows it.
-func podStart(ranges int) string {
-	if ranges == 0 {
-		return podStartOpen
+// yet, as status shows it: that they are held takes ranges which the addresses of the
+// known ones are in. A CNI plugin may have addresses of its own, and leave the Node's
+// spec.podCIDRs aside.
+func podStart(ranges []netip.Prefix, known iter.Seq[netip.Addr]) (state string, outside netip.Addr) {
+	if len(ranges) == 0 {
+		return podStartOpen, netip.Addr{}
 	}
-	return podStartHeld
+	for a := range known {
+		if !slices.ContainsFunc(ranges, func(r netip.Prefix) bool { return r.Contains(a) }) {
+			return podStartPartly, a
+		}
+	}
+	return podStartHeld, netip.Addr{}
 }
 
 const (
-	podStartHeld = "held"
-	podStartOpen = "open"
+	podStartHeld   = "held"
+	podStartPartly = "partly"
+	podStartOpen   = "open"
 )
 
 // podStartText explains it to people.
 func podStartText(state string) string {
-	if state == podStartOpen {
+	switch state {
+	case podStartOpen:
 		return "open until the pod is known: this node's pod ranges are not (spec.podCIDRs, --pod-cidr)"
+	case podStartPartly:
+		return "open until the pod is known, outside of this node's pod ranges, where it has pods: give all of them with --pod-cidr"
 	}
 	return "packets of pods that are not known yet are held"
 }
 
+// localAddrs are the addresses of the pods of this node.
+func localAddrs(s *policy.Snapshot) iter.Seq[netip.Addr] {
+	return func(yield func(netip.Addr) bool) {
+		for _, p := range s.Pods {
+			if p.HostNetwork || p.Phase == policy.PhaseEnded || s.Local != nil && !s.Local(p) {
+				continue
+			}
+			for _, a := range p.Addrs {
+				if !yield(a) {
+					return
+				}
+			}
+		}
+	}
+}
+
 // notePodRanges warns when a pod of this node is open until it is known, because
-// the node's pod ranges are not: once, and again when that has changed. An audit
-// opens and holds nothing.
+// not all of the node's pod ranges are: once, and again when that has changed. An
+// audit opens and holds nothing.
 func (a *agent) notePodRanges(s *policy.Snapshot) {
-	now := podStart(len(s.LocalPodCIDRs))
+	now, outside := podStart(s.LocalPodCIDRs, localAddrs(s))
 	if now == a.podStart || a.options.mode.audits() {
 		return
 	}
-	if now == podStartOpen {
+	switch {
+	case now == podStartOpen:
 		a.log.Warn("a pod that starts is open until it is known: no Node says which addresses this node's pods get (spec.podCIDRs); some cloud networks do not tell: give --pod-cidr", "node", a.options.nodeName)
-	} else if a.podStart != "" {
+	case now == podStartPartly:
+		a.log.Warn("a pod that starts outside of this node's pod ranges is open until it is known, and there are such pods: give all ranges with --pod-cidr", "ranges", s.LocalPodCIDRs, "outside", outside)
+	case a.podStart != "":
 		a.log.Info("packets of pods that are not known yet are held from now on", "ranges", s.LocalPodCIDRs)
 	}
 	a.podStart = now

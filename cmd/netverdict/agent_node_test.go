@@ -109,6 +109,24 @@ func TestAgentSaysThatPodRangesAreUnknown(t *testing.T) {
 	a.terminate()
 }
 
+// TestAgentSaysThatPodsAreOutsideItsRanges: of such a pod nothing is held at its
+// start, whatever the Node says of its ranges.
+func TestAgentSaysThatPodsAreOutsideItsRanges(t *testing.T) {
+	t.Parallel()
+	l := newAgentLab(t)
+	socket := filepath.Join(t.TempDir(), "agent.sock")
+	a := l.agent("--status-socket", socket, "--pod-cidr=10.1.0.0/24,fd00:2::/64")
+	a.await(0, `level=WARN msg="a pod that starts outside of .* outside=fd00:1::\d`)
+	var out bytes.Buffer
+	if code := run(t.Context(), env{nil, &out, t.Output()}, []string{"status", "--socket", socket}); code != exitOK {
+		t.Errorf("exit code %d", code)
+	}
+	if !strings.Contains(out.String(), podStartText(podStartPartly)) {
+		t.Errorf("status says\n%s", &out)
+	}
+	a.terminate()
+}
+
 // TestAgentSaysThatItsNodeIsUnknown, for a mistyped name polices nobody.
 func TestAgentSaysThatItsNodeIsUnknown(t *testing.T) {
 	t.Parallel()

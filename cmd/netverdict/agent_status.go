@@ -99,7 +99,7 @@ func (s *Status) addTree(e judge) {
 	}
 	s.Revision = revision
 	if _, enforces := e.(*engine.Engine); enforces {
-		s.PodStart = podStart(len(tree.LocalPodCIDRs()))
+		s.PodStart, _ = podStart(tree.LocalPodCIDRs(), tree.Locals())
 	}
 	s.Policies, s.Addresses = tree.Stats().Policies, tree.Stats().Addresses
 	s.OverLimit = tree.OverLimit()

@@ -57,7 +57,8 @@ type Status struct {
 	Audited    uint64        `json:"audited"` // passed, though policies of audited namespaces deny them
 	Holding    int64         `json:"holding"` // packets that wait for their pod to become known
 	// PodStart says what becomes of packets of this node's pods that are not known
-	// yet: held, or open because the node's pod ranges are unknown.
+	// yet: held, or open because the node's pod ranges are unknown, or partly so because
+	// it has pods outside of them.
 	PodStart  string `json:"podStart,omitempty"`
 	FlowsLost uint64 `json:"flowsLost"`
 	// ListenLater are flags and addresses that another process still has, as an agent
