@@ -100,7 +100,13 @@ func (a *agent) noteUnseen(found []podlinks.Bridge) {
 		a.log.Error("pods on one bridge reach each other WHATEVER POLICIES SAY: the kernel does not show their packets to the rules (load the module br_netfilter and set the sysctl to 1)",
 			"sysctl", sysctl.name, "bridges", sysctl.bridges)
 	}
+	if slices.ContainsFunc(found, func(b podlinks.Bridge) bool { return b.UnseenTagged }) {
+		a.log.Warn("pods on one bridge that may send raw packets (CAP_NET_RAW) evade policies with VLAN-tagged frames", "sysctl", taggedSysctl)
+	}
 }
+
+// taggedSysctl shows them to the rules.
+const taggedSysctl = "net.bridge.bridge-nf-filter-vlan-tagged"
 
 // unseenSysctl is one that hides bridges from the rules of a family.
 type unseenSysctl struct {
@@ -136,6 +142,8 @@ type BridgeStatus struct {
 	// Unseen are sysctls that would have to be 1 for policies to be enforced between
 	// pods on these bridges.
 	Unseen []string `json:"unseen,omitempty"`
+	// UnseenTagged: pods with CAP_NET_RAW evade policies with VLAN-tagged frames.
+	UnseenTagged bool `json:"unseenTagged"`
 }
 
 // bridgeStatus is nil where pods share no bridge.
@@ -147,6 +155,7 @@ func (a *agent) bridgeStatus() *BridgeStatus {
 	s := &BridgeStatus{}
 	for _, b := range *found {
 		s.Names = append(s.Names, b.Name)
+		s.UnseenTagged = s.UnseenTagged || b.UnseenTagged
 	}
 	for _, sysctl := range unseenSysctls(*found, a.options.hook.IPv4, a.options.hook.IPv6) {
 		s.Unseen = append(s.Unseen, sysctl.name)
@@ -158,6 +167,9 @@ func (s *BridgeStatus) text() string {
 	names := strings.Join(s.Names, ", ")
 	if len(s.Unseen) > 0 {
 		return "pods on " + names + " reach each other WHATEVER POLICIES SAY: " + strings.Join(s.Unseen, " and ") + " must be 1"
+	}
+	if s.UnseenTagged {
+		return "pods share " + names + "; those with CAP_NET_RAW evade policies with VLAN-tagged frames (" + taggedSysctl + " should be 1)"
 	}
 	return "pods share " + names
 }

@@ -8,8 +8,11 @@ import (
 	"net"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/netverdict/netverdict/bench/netlab"
 )
@@ -30,6 +33,8 @@ func TestPodsOfOneBridge(t *testing.T) {
 		l.expect("another pod", false, l.other, l.server, 80)
 		l.demandOnLink("with a policy", false)
 		l.demandForged("with a policy")
+		a.await(0, `level=WARN .*sysctl=net.bridge.bridge-nf-filter-vlan-tagged`)
+		l.demandTagged("with a policy")
 		l.expectNode("with a policy")
 		a.kill()
 		l.demandOnLink("without an agent", false)
@@ -172,6 +177,50 @@ func (l *agentLab) demandForged(when string) {
 		cancel()
 		capture.Close()
 	}
+}
+
+// demandTagged sends to the server in frames of VLAN 0, which are seen only if the
+// kernel is told so.
+func (l *agentLab) demandTagged(when string) {
+	l.t.Helper()
+	for _, filtered := range []bool{false, true} {
+		if filtered {
+			l.onNode("sysctl -qw net.bridge.bridge-nf-filter-vlan-tagged=1")
+		}
+		capture, err := l.server.Capture(toDiscard)
+		if err != nil {
+			l.t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), agentPatience)
+		if filtered {
+			cancel()
+			ctx, cancel = context.WithTimeout(context.Background(), agentSilence)
+		}
+		l.sendTagged(datagram(l.t, l.other.Addr4(), l.server.Addr4()))
+		if p, err := capture.Next(ctx); filtered == (err == nil) {
+			l.t.Errorf("%s: in a tagged frame, which is seen %v: % x, %v", when, filtered, p, err)
+		}
+		cancel()
+		capture.Close()
+	}
+}
+
+// sendTagged broadcasts a frame: who it is for sees the address in the packet.
+func (l *agentLab) sendTagged(packet []byte) {
+	l.t.Helper()
+	inHost(l.t, l.other, func() error {
+		i, err := net.InterfaceByName("eth0")
+		if err != nil {
+			return err
+		}
+		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		frame := slices.Concat([]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, i.HardwareAddr, []byte{0x81, 0, 0, 0, 8, 0}, packet)
+		return unix.Sendto(fd, frame, 0, &unix.SockaddrLinklayer{Ifindex: i.Index})
+	})
 }
 
 // toDiscard recognizes UDP datagrams to port 9.

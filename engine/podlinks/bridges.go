@@ -18,6 +18,9 @@ type Bridge struct {
 	// Unseen4 and Unseen6 say that what is bridged on it does not come by the rules of
 	// iptables and ip6tables: the pods there reach each other whatever policies say.
 	Unseen4, Unseen6 bool
+	// UnseenTagged says the same of frames with a VLAN tag. Those of VLAN 0 arrive like
+	// others, and a pod with CAP_NET_RAW can send them.
+	UnseenTagged bool
 }
 
 // Bridges lists the bridges behind which pods are, for pods as Find wants them.
@@ -36,7 +39,7 @@ func Bridges(ranges []netip.Prefix, pods []netip.Addr) (bridges []Bridge, err er
 		}
 		if hasPods(addrs, ranges, pods) {
 			name := l.Attrs().Name
-			bridges = append(bridges, Bridge{name, !filtered(name, "iptables"), !filtered(name, "ip6tables")})
+			bridges = append(bridges, Bridge{name, !filtered(name, "iptables"), !filtered(name, "ip6tables"), !isSet(filterTagged)})
 		}
 	}
 	return bridges, nil
@@ -56,13 +59,13 @@ func hasPods(addrs []netlink.Addr, ranges []netip.Prefix, pods []netip.Addr) boo
 // either those of every bridge of the network namespace, or of this one
 // (net/bridge/br_netfilter_hooks.c).
 func filtered(bridge, by string) bool {
-	for _, file := range [...]string{
-		"/proc/sys/net/bridge/bridge-nf-call-" + by,
-		"/sys/class/net/" + bridge + "/bridge/nf_call_" + by,
-	} {
-		if text, err := os.ReadFile(file); err == nil && strings.TrimSpace(string(text)) != "0" {
-			return true
-		}
-	}
-	return false
+	return isSet("/proc/sys/net/bridge/bridge-nf-call-"+by) || isSet("/sys/class/net/"+bridge+"/bridge/nf_call_"+by)
+}
+
+const filterTagged = "/proc/sys/net/bridge/bridge-nf-filter-vlan-tagged"
+
+// isSet reads a switch of the kernel; without it, it is off.
+func isSet(file string) bool {
+	text, err := os.ReadFile(file)
+	return err == nil && strings.TrimSpace(string(text)) != "0"
 }
