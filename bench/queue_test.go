@@ -13,6 +13,8 @@ import (
 
 	"github.com/netverdict/netverdict/engine/queue"
 	"github.com/netverdict/netverdict/engine/queue/queuetest"
+	"github.com/netverdict/netverdict/engine/seccomp"
+	"github.com/netverdict/netverdict/engine/seccomp/seccomptest"
 )
 
 // window is how many packets may be undecided at a time: enough for any batch,
@@ -22,9 +24,11 @@ const window = 1024
 // BenchmarkQueueAcceptAll compares our receive/answer loop with go-nfqueue's
 // usual callback: every packet of a fast UDP sender is accepted, across a veth
 // pair into a namespace that discards it. An operation is a packet. The sender is
-// a process of its own; what is allocated is counted in ours alone.
+// a process of its own; what is allocated is counted in ours alone. An agent's loop is
+// confined (--seccomp), so the first two say what that costs.
 func BenchmarkQueueAcceptAll(b *testing.B) {
 	b.Run("ours", func(b *testing.B) { acceptAll(b, acceptWithQueue) })
+	b.Run("ours-confined", func(b *testing.B) { acceptAll(b, acceptConfined) })
 	b.Run("go-nfqueue-callback", func(b *testing.B) { acceptAll(b, acceptWithCallback) })
 }
 
@@ -83,13 +87,28 @@ func (a *acceptor) BatchEnd() {
 }
 
 func acceptWithQueue(b *testing.B, in *queuetest.Namespace, accepted *atomic.Int64) {
+	acceptOn(b, in, accepted, func() {})
+}
+
+func acceptConfined(b *testing.B, in *queuetest.Namespace, accepted *atomic.Int64) {
+	acceptOn(b, in, accepted, func() {
+		runtime.LockOSThread() // and never unlock it
+		seccomptest.ConfineThread(b, seccomp.Enforcing())
+	})
+}
+
+// acceptOn prepares the thread that accepts.
+func acceptOn(b *testing.B, in *queuetest.Namespace, accepted *atomic.Int64, prepare func()) {
 	var q *queue.Queue
 	in.Do(func() (err error) {
 		q, err = queue.Open(queue.Config{Num: queueNum})
 		return err
 	})
 	ended := make(chan error, 1)
-	go func() { ended <- q.Run(context.Background(), &acceptor{accepted: accepted}) }()
+	go func() {
+		prepare()
+		ended <- q.Run(context.Background(), &acceptor{accepted: accepted})
+	}()
 	b.Cleanup(func() {
 		if err := q.Close(); err != nil {
 			b.Error(err)

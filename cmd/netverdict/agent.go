@@ -51,6 +51,7 @@ type agentOptions struct {
 	observers    observers
 	reject       rejectOptions
 	spoof        spoofOptions
+	seccomp      seccompOptions
 }
 
 func newAgent(e env) *cobra.Command {
@@ -80,7 +81,7 @@ CAP_NET_RAW alone.`,
   netverdict agent --kubeconfig /etc/kubernetes/kubelet.conf --node-name node-1`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			o.niceGiven = cmd.Flags().Changed("worker-nice")
+			o.niceGiven, o.seccomp.given = cmd.Flags().Changed("worker-nice"), cmd.Flags().Changed("seccomp")
 			ctx, stop := untilSignal(cmd)
 			defer stop()
 			return o.run(ctx, e)
@@ -129,6 +130,7 @@ func (o *agentOptions) addFlags(cmd *cobra.Command) {
 	o.metrics.addFlags(f)
 	o.profile.addFlags(f)
 	o.hubble.addFlags(cmd)
+	o.seccomp.addFlags(cmd)
 	exclude(cmd, "manifests", "kubeconfig")
 }
 
@@ -191,6 +193,9 @@ func (o *agentOptions) run(ctx context.Context, e env) error {
 	signal.Ignore(syscall.SIGPIPE)
 	log := slog.New(slog.NewTextHandler(e.stderr, nil))
 	klog.SetSlogLogger(log)
+	if err := o.confine(log); err != nil {
+		return err
+	}
 
 	if !o.mode.audits() && !o.niceGiven && o.queue.Nice < 0 && !mayRaisePriority() {
 		log.Warn("worker threads keep the ordinary priority; under load, verdicts take longer (add CAP_SYS_NICE)")

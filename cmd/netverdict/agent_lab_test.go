@@ -20,6 +20,7 @@ import (
 	"github.com/netverdict/netverdict/bench/netlab/netlabtest"
 	"github.com/netverdict/netverdict/engine/flow"
 	"github.com/netverdict/netverdict/engine/hook"
+	"github.com/netverdict/netverdict/engine/seccomp/seccomptest"
 )
 
 const (
@@ -267,8 +268,24 @@ func (l *agentLab) agent(args ...string) *agentProcess {
 	return a
 }
 
-// launch starts a prepared agent.
+// launch starts a prepared agent. System calls that it should refuse itself, or what it
+// runs, it may make, and the test fails: the list in engine/seccomp must be complete.
 func (l *agentLab) launch(cmd *netlab.Cmd) *agentProcess {
+	l.t.Helper()
+	watched := seccomptest.Watch(l.t, cmd.Cmd)
+	a := l.launchUnwatched(cmd)
+	watched.Follow(l.t)
+	l.t.Cleanup(func() {
+		a.kill()
+		for _, call := range watched.Missing(l.t) {
+			l.t.Errorf("%s, which the list in engine/seccomp/calls.go would refuse", call)
+		}
+	})
+	return a
+}
+
+// launchUnwatched starts a prepared agent, which confines itself as for users.
+func (l *agentLab) launchUnwatched(cmd *netlab.Cmd) *agentProcess {
 	l.t.Helper()
 	a := &agentProcess{t: l.t, cmd: cmd, ended: make(chan struct{})}
 	stdout, stdoutEnd, err := os.Pipe()

@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/netverdict/netverdict/engine/seccomp/seccomptest"
 	"github.com/netverdict/netverdict/policy"
 )
 
@@ -26,6 +27,7 @@ const asNetverdict = "NETVERDICT_TEST_RUN_MAIN"
 
 func init() {
 	if os.Getenv(asNetverdict) != "" {
+		installProfile = seccomptest.Install
 		main() // exits
 	}
 }

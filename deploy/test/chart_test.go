@@ -100,6 +100,9 @@ func TestBadValuesAreRefused(t *testing.T) {
 		{"updateStrategy.rollingUpdate.maxSurge", 0, "one must be 0, and only one"},
 		{"updateStrategy.rollingUpdate.maxUnavailable", "10%", "one must be 0, and only one"},
 		{"updateStrategy.rollingUpdate.maxUnavailable", -1, "maxUnavailable"},
+		{"seccomp.localhostProfile", "/var/lib/kubelet/seccomp/netverdict.json", "localhostProfile"},
+		{"seccomp.localhostProfile", "../netverdict.json", "localhostProfile"},
+		{"seccomp.type", "Localhost", "seccomp"},
 		{"terminationGracePeriodSeconds", 0, "terminationGracePeriodSeconds"},
 		{"priorityClassName", "", "priorityClassName"},
 	} {
@@ -160,6 +163,10 @@ func TestValuesTakeEffect(t *testing.T) {
 				slices.Contains(c.Args, "--hubble-tls-client-ca="+c.VolumeMounts[3].MountPath+"/ca.crt") &&
 				p.Volumes[2].Name == c.VolumeMounts[3].Name && p.Volumes[2].Secret.SecretName == "certs" &&
 				o.peers.Spec.Ports[0].TargetPort.IntVal == 4000 && o.peers.Spec.Selector["app.kubernetes.io/name"] == o.agents.Spec.Template.Labels["app.kubernetes.io/name"]
+		}},
+		"profile of the node": {values("seccomp.localhostProfile", "a/netverdict.json"), func(_ objects, _ corev1.PodSpec, c corev1.Container) bool {
+			p := c.SecurityContext.SeccompProfile
+			return p.Type == corev1.SeccompProfileTypeLocalhost && *p.LocalhostProfile == "a/netverdict.json"
 		}},
 		"API server": {values("apiServer.host", "192.0.2.1"), func(_ objects, _ corev1.PodSpec, c corev1.Container) bool {
 			return slices.Contains(c.Env, corev1.EnvVar{Name: "KUBERNETES_SERVICE_HOST", Value: "192.0.2.1"}) &&

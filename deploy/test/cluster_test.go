@@ -385,9 +385,14 @@ func checkMetrics(t *testing.T) {
 func (c cluster) startAgent(t *testing.T, token, host string) *running {
 	t.Helper()
 	agent := installedAgentOn(t, host, token)
-	host, port, _ := strings.Cut(strings.TrimPrefix(c.URL(), "https://"), ":")
-	agent.Env = append(agent.Env, "KUBERNETES_SERVICE_HOST="+host, "KUBERNETES_SERVICE_PORT="+port)
+	agent.Env = append(agent.Env, c.serviceEnv()...)
 	return agent.start(t)
+}
+
+// serviceEnv is what a kubelet tells containers of the API server.
+func (c cluster) serviceEnv() []string {
+	host, port, _ := strings.Cut(strings.TrimPrefix(c.URL(), "https://"), ":")
+	return []string{"KUBERNETES_SERVICE_HOST=" + host, "KUBERNETES_SERVICE_PORT=" + port}
 }
 
 // createObjects writes manifestsForAgent, status included.

@@ -17,6 +17,8 @@ import (
 
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
+
+	"github.com/netverdict/netverdict/engine/seccomp/seccomptest"
 )
 
 // containerEnv carries a container, as JSON, to the process that becomes it.
@@ -34,7 +36,8 @@ type container struct {
 	ReadOnly     bool
 	NoEscalation bool
 	Capabilities []string // without CAP_; all others are dropped
-	Seccomp      bool     // the profile RuntimeDefault
+	Seccomp      string   // runtimeDefault, or a profile as JSON
+	Watch        bool     // calls that the profile lacks are made, and told to the test
 }
 
 // mount is a volume in its place; without Source an empty tmpfs.
@@ -52,7 +55,7 @@ func containerOf(t *testing.T, pod corev1.PodSpec, c corev1.Container, node, hos
 		Program: builtProgram(t), Host: host, Root: t.TempDir(),
 		Command:  append([]string{"/netverdict"}, c.Args...),
 		ReadOnly: *sc.ReadOnlyRootFilesystem, NoEscalation: !*sc.AllowPrivilegeEscalation,
-		Seccomp: sc.SeccompProfile.Type == corev1.SeccompProfileTypeRuntimeDefault,
+		Seccomp: seccompOf(t, sc.SeccompProfile, host),
 		Env:     []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOSTNAME=" + node},
 	}
 	for _, name := range sc.Capabilities.Add {
@@ -110,13 +113,32 @@ func volumeSource(t *testing.T, pod corev1.PodSpec, name, host string) string {
 	return ""
 }
 
+// seccompOf reads a profile from where a kubelet has them.
+func seccompOf(t *testing.T, p *corev1.SeccompProfile, host string) string {
+	t.Helper()
+	switch p.Type {
+	case corev1.SeccompProfileTypeRuntimeDefault:
+		return runtimeDefault
+	case corev1.SeccompProfileTypeLocalhost:
+		text, err := os.ReadFile(filepath.Join(host, kubeletSeccomp, *p.LocalhostProfile))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(text)
+	default:
+		t.Fatalf("seccomp profile %s: this is not what is played here", p.Type)
+		return ""
+	}
+}
+
 // running is a container that was started.
 type running struct {
-	cmd    *exec.Cmd
-	host   string // root directory of its node
-	output *lockedBuffer
-	ended  chan struct{}
-	err    error // of the process, once ended
+	watched *seccomptest.Watched // nil: it is not
+	cmd     *exec.Cmd
+	host    string // root directory of its node
+	output  *lockedBuffer
+	ended   chan struct{}
+	err     error // of the process, once ended
 }
 
 // start runs a container until the test ends at the latest.
@@ -130,8 +152,14 @@ func (c container) start(t *testing.T) *running {
 	r.cmd.Env = append(os.Environ(), containerEnv+"="+string(text))
 	r.cmd.Stdout, r.cmd.Stderr = r.output, r.output
 	r.cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWPID, Pdeathsig: syscall.SIGKILL}
+	if c.Watch {
+		r.watched = seccomptest.Watch(t, r.cmd)
+	}
 	if err := r.cmd.Start(); err != nil {
 		t.Fatal(err)
+	}
+	if c.Watch {
+		r.watched.Follow(t)
 	}
 	go func() {
 		r.err = r.cmd.Wait()
@@ -306,8 +334,15 @@ func (c container) dropPrivileges() error {
 			return err
 		}
 	}
-	if !c.Seccomp {
+	switch c.Seccomp {
+	case "":
 		return nil
+	case runtimeDefault:
+		return confine(c.Capabilities)
 	}
-	return confine(c.Capabilities)
+	profile, err := parseProfile([]byte(c.Seccomp))
+	if err != nil {
+		return err
+	}
+	return seccomptest.Install(profile)
 }

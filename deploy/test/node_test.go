@@ -55,11 +55,16 @@ func installedAgentOn(t *testing.T, host, token string) container {
 // agentOfManifests is that container with a directory instead of an API server.
 func agentOfManifests(t *testing.T, backend string) container {
 	t.Helper()
+	return agentWithManifests(t, installedAgent(t, ""), backend)
+}
+
+// agentWithManifests replaces what an agent's container reads.
+func agentWithManifests(t *testing.T, c container, backend string) container {
+	t.Helper()
 	dir := t.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, "all.yaml"), []byte(manifestsForAgent), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	c := installedAgent(t, "")
 	c.Mounts = append(c.Mounts, mount{dir, "/run/manifests"})
 	c.Command = []string{"/netverdict", "agent", "--manifests=/run/manifests", "--node-name=" + nodeName, "--on-stop=keep-closed",
 		"--worker-nice=-10", "--iptables-backend=" + backend}

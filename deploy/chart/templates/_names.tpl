@@ -54,7 +54,12 @@ privileged: false
 allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true
 seccompProfile:
+  {{- with .Values.seccomp.localhostProfile }}
+  type: Localhost
+  localhostProfile: {{ . }}
+  {{- else }}
   type: RuntimeDefault
+  {{- end }}
 capabilities:
   drop: [ALL]
 {{- end }}

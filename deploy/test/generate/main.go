@@ -1,24 +1,37 @@
 // Command generate writes deploy/install.yaml and deploy/uninstall.yaml from the
-// Helm chart. It runs in deploy/test, by `go generate`.
+// Helm chart, and deploy/seccomp/netverdict.json from the list in engine/seccomp. It
+// runs in deploy/test, by `go generate`.
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 
 	"github.com/netverdict/netverdict/deploy/test/render"
+	"github.com/netverdict/netverdict/engine/seccomp"
 )
 
 const deploy = ".."
 
 func main() {
+	err := writeProfile()
 	for _, f := range render.Files {
-		if err := write(f); err != nil {
-			fmt.Fprintln(os.Stderr, "generate:", err)
-			os.Exit(1)
-		}
+		err = errors.Join(err, write(f))
 	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "generate:", err)
+		os.Exit(1)
+	}
+}
+
+func writeProfile() error {
+	text, err := seccomp.Container().OCI()
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(deploy, "seccomp", "netverdict.json"), text, 0o644)
 }
 
 func write(f render.File) error {
