@@ -125,7 +125,7 @@ func refuses(p *Profile) (err error) {
 func demand(what string, want unix.Errno, number uintptr, args ...uintptr) error {
 	args = append(args, 0, 0, 0)
 	if _, _, got := unix.RawSyscall(number, args[0], args[1], args[2]); got != want {
-		return fmt.Errorf("%s: %w, want %v", what, got, want)
+		return fmt.Errorf("%s: %w, want %w", what, got, want)
 	}
 	return nil
 }
