@@ -86,7 +86,7 @@ func taken(err error, replace bool) error {
 	if replace {
 		return fmt.Errorf("%w and does not pass them on: %w", ErrTaken, err)
 	}
-	return fmt.Errorf("%w (--replace takes over from it, without a gap): %w", ErrTaken, err)
+	return fmt.Errorf("%w: stop it, or take over from it without a gap, with --replace", ErrTaken)
 }
 
 func (t *Turn) withdraw(asked bool) error {
