@@ -105,6 +105,9 @@ func TestBadValuesAreRefused(t *testing.T) {
 		{"seccomp.type", "Localhost", "seccomp"},
 		{"terminationGracePeriodSeconds", 0, "terminationGracePeriodSeconds"},
 		{"priorityClassName", "", "priorityClassName"},
+		{"priorityClassName", "x: y", "priorityClassName"},
+		{"apiServer.host", "https://192.0.2.1", "host"},
+		{"apiServer.host", "192.0.2.1:6443", "host"},
 	} {
 		_, err := render.Chart(chartDir, render.Release{Name: "netverdict", Namespace: "kube-system", Values: values(c.path, c.value)})
 		if err == nil || !strings.Contains(err.Error(), c.says) {

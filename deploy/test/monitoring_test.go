@@ -304,6 +304,10 @@ func TestMonitoringObjects(t *testing.T) {
 	if monitor.Labels["release"] != "prometheus" || monitor.Spec.PodMetricsEndpoints[0].Interval != "30s" {
 		t.Errorf("the PodMonitor has labels %v and endpoint %+v", monitor.Labels, monitor.Spec.PodMetricsEndpoints[0])
 	}
+	job := decode(t, renderChart(t, render.Release{Values: values("nameOverride", "edge")}).Manifest).agents.Spec.Template.Labels[monitor.Spec.JobLabel]
+	if job != "netverdict" {
+		t.Errorf("with another name agents are scraped as job %q, which no alert looks for", job)
+	}
 	checkAddresses(t, monitor.Spec.PodMetricsEndpoints[0].RelabelConfigs)
 }
 
