@@ -11,7 +11,6 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
-	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -182,7 +181,7 @@ func releaseAll(hosts []*Host) error {
 	for _, h := range hosts {
 		h.killCommands()
 	}
-	err := killProcesses(inodes, 5*time.Second)
+	err := killProcesses(inodes, kernelPatience)
 	for _, h := range hosts {
 		h.reapCommands()
 		err = errors.Join(err, h.release())

@@ -145,15 +145,19 @@ func localAddrs6(nl *netlink.Handle, link netlink.Link) ([]netip.Addr, error) {
 	return addrs, err
 }
 
-// await polls until check is true, at most for 5 s.
+// kernelPatience bounds the wait for what the kernel does on its own time, on a machine
+// that is slow and busy.
+const kernelPatience = 30 * time.Second
+
+// await polls until check is true, at most for kernelPatience.
 func await(what string, check func() (bool, error)) error {
-	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(kernelPatience); ; time.Sleep(time.Millisecond) {
 		ok, err := check()
 		if ok {
 			return nil
 		}
 		if time.Now().After(deadline) {
-			return errors.Join(fmt.Errorf("waited 5 s for %s", what), err)
+			return errors.Join(fmt.Errorf("waited %v for %s", kernelPatience, what), err)
 		}
 	}
 }

@@ -67,6 +67,9 @@ func addHost(t testing.TB, n *Node, name string, addrs ...string) *Host {
 	return h
 }
 
+// patience bounds what must happen, on a machine that is slow and busy.
+const patience = time.Minute
+
 // within bounds one exchange.
 func within(t testing.TB, d time.Duration) context.Context {
 	t.Helper()
@@ -98,7 +101,7 @@ func exchangeAll(t *testing.T, from, to *Host) {
 	t.Helper()
 	for _, a := range to.Addrs() {
 		t.Run(fmt.Sprintf("%s to %s %s", from.Name(), to.Name(), a), func(t *testing.T) {
-			ctx := within(t, 5*time.Second)
+			ctx := within(t, patience)
 			r := must[Reply](t)(from.HTTPExchange(ctx, netip.AddrPortFrom(a, 80)))
 			checkReply(t, r, from, to)
 			if got := must[string](t)(from.HTTPGet(ctx, netip.AddrPortFrom(a, 80))); got != to.Name() {
@@ -170,9 +173,10 @@ func TestTraffic(t *testing.T) {
 
 // The first packet after AddHost and AddNode must pass: no duplicate address
 // detection, no link that is still coming up. A lost neighbour solicitation
-// would cost a second.
+// would cost a second. On a busy machine something else may, but not every time.
 func TestUsableAtOnce(t *testing.T) {
 	lab := newLab(t)
+	fastest := map[string]time.Duration{}
 	n1 := addNode(t, lab, "n1", "10.0.1.0/24", "fd00:1::/64")
 	a := addHost(t, n1, "a", "10.0.1.1", "fd00:1::1")
 	for i := 2; i < 8; i++ {
@@ -182,10 +186,20 @@ func TestUsableAtOnce(t *testing.T) {
 		if err := lab.Connect(n1, node); err != nil {
 			t.Fatal(err)
 		}
-		for _, to := range append(b.Addrs(), c.Addrs()...) {
-			if err := a.Ping(within(t, 900*time.Millisecond), to); err != nil {
-				t.Error(err)
+		for j, to := range append(b.Addrs(), c.Addrs()...) {
+			start := time.Now()
+			if err := a.Ping(within(t, patience), to); err != nil {
+				t.Fatal(err)
 			}
+			kind := fmt.Sprintf("one node %v, IPv6 %v", j < 2, to.Is6())
+			if took := time.Since(start); i == 2 || took < fastest[kind] {
+				fastest[kind] = took
+			}
+		}
+	}
+	for kind, took := range fastest {
+		if took > 900*time.Millisecond {
+			t.Errorf("%s: a first packet was never answered before %v", kind, took)
 		}
 	}
 }
@@ -230,7 +244,7 @@ func useHost(t *testing.T, n *Node, i int, server *Host) error {
 	if err != nil {
 		return err
 	}
-	if _, err := h.HTTPGet(within(t, 5*time.Second), netip.AddrPortFrom(server.Addr4(), 80)); err != nil {
+	if _, err := h.HTTPGet(within(t, patience), netip.AddrPortFrom(server.Addr4(), 80)); err != nil {
 		return err
 	}
 	if err := h.Command(t.Context(), "true").Run(); err != nil {
@@ -247,7 +261,7 @@ func TestUnownedPodAddressIsRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	for to, want := range map[string]string{"10.0.1.99": "no route to host", "fd00:1::99": "network is unreachable"} {
-		_, err := a.HTTPGet(within(t, 5*time.Second), netip.AddrPortFrom(netip.MustParseAddr(to), 80))
+		_, err := a.HTTPGet(within(t, patience), netip.AddrPortFrom(netip.MustParseAddr(to), 80))
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %s", to, err, want)
 		}
@@ -396,7 +410,7 @@ func TestNoGoroutineLeft(t *testing.T) {
 
 func eventually(t testing.TB, check func() error) {
 	t.Helper()
-	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
 		err := check()
 		if err == nil {
 			return

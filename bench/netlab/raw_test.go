@@ -72,7 +72,7 @@ func TestSCTPPacketArrives(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			got := must[[]byte](t)(capture.Next(within(t, 5*time.Second)))
+			got := must[[]byte](t)(capture.Next(within(t, patience)))
 			if want := fmt.Sprintf("%s>%s", src, dst); endpoints(got) != want {
 				t.Errorf("arrived %s, want %s", endpoints(got), want)
 			}
@@ -103,7 +103,7 @@ func TestForgedSourceArrives(t *testing.T) {
 		if err := a.SendIP(initPacket(t, netip.MustParseAddr(src), dst, 5), dst); err != nil {
 			t.Fatal(err)
 		}
-		got := must[[]byte](t)(capture.Next(within(t, 5*time.Second)))
+		got := must[[]byte](t)(capture.Next(within(t, patience)))
 		if want := src + ">" + dst.String(); endpoints(got) != want {
 			t.Errorf("arrived %s, want %s", endpoints(got), want)
 		}
@@ -121,18 +121,18 @@ func TestCapture(t *testing.T) {
 		t.Errorf("nothing sent: %v", err)
 	}
 	for range 3 {
-		if err := a.Ping(within(t, 5*time.Second), b.Addr4()); err != nil {
+		if err := a.Ping(within(t, patience), b.Addr4()); err != nil {
 			t.Fatal(err)
 		}
 	}
 	for range 3 {
-		got := must[[]byte](t)(capture.Next(within(t, 5*time.Second)))
+		got := must[[]byte](t)(capture.Next(within(t, patience)))
 		if endpoints(got) != "10.0.0.1>10.0.0.2" {
 			t.Errorf("captured %s: own packets are no arrivals", endpoints(got))
 		}
 	}
 	time.AfterFunc(20*time.Millisecond, func() { b.Remove() })
-	if _, err := capture.Next(within(t, 5*time.Second)); !errors.Is(err, net.ErrClosed) {
+	if _, err := capture.Next(within(t, patience)); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("after Remove: %v", err)
 	}
 }

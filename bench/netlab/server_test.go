@@ -19,18 +19,18 @@ func TestServerClose(t *testing.T) {
 	a, b := addHost(t, n, "a", "10.0.0.1"), addHost(t, n, "b", "10.0.0.2")
 	s := must[*Server](t)(b.ServeTCP(0))
 	to := netip.AddrPortFrom(b.Addr4(), s.Port)
-	c := must[net.Conn](t)(a.DialContext(within(t, 5*time.Second), "tcp", to.String()))
+	c := must[net.Conn](t)(a.DialContext(within(t, patience), "tcp", to.String()))
 	defer c.Close()
 	must[int](t)(c.Write([]byte("x")))
 	must[int](t)(c.Read(make([]byte, 1)))
 	if err := errors.Join(s.Close(), s.Close()); err != nil {
 		t.Fatal(err)
 	}
-	c.SetReadDeadline(time.Now().Add(5 * time.Second))
+	c.SetReadDeadline(time.Now().Add(patience))
 	if _, err := c.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("connection to a closed server: %v, want a reset", err)
 	}
-	if _, err := a.TCPExchange(within(t, 5*time.Second), to, []byte("x")); err == nil || !strings.Contains(err.Error(), "refused") {
+	if _, err := a.TCPExchange(within(t, patience), to, []byte("x")); err == nil || !strings.Contains(err.Error(), "refused") {
 		t.Errorf("closed port: %v, want connection refused", err)
 	}
 	must[*Server](t)(b.ServeTCP(s.Port))
@@ -53,9 +53,9 @@ func TestServePush(t *testing.T) {
 
 func readPush(t *testing.T, from *Host, to netip.AddrPort, n int) string {
 	t.Helper()
-	c := must[net.Conn](t)(from.DialContext(within(t, 5*time.Second), "tcp", to.String()))
+	c := must[net.Conn](t)(from.DialContext(within(t, patience), "tcp", to.String()))
 	defer c.Close()
-	c.SetDeadline(time.Now().Add(10 * time.Second))
+	c.SetDeadline(time.Now().Add(patience))
 	var b strings.Builder
 	buf := make([]byte, 64<<10)
 	for b.Len() < n {
@@ -88,7 +88,7 @@ func TestRemoveEndsExchanges(t *testing.T) {
 		if !errors.Is(err, net.ErrClosed) || !strings.Contains(err.Error(), "a was removed") {
 			t.Errorf("ended with %v", err)
 		}
-	case <-time.After(5 * time.Second):
+	case <-time.After(patience):
 		t.Fatal("the exchange outlives its host")
 	}
 }

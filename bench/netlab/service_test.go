@@ -27,7 +27,7 @@ func TestService(t *testing.T) {
 		for _, from := range []*Host{client, n.Host, b1} { // b1 also reaches itself
 			countBackends(t, from, vipWeb)
 		}
-		r := must[Reply](t)(client.UDPExchange(within(t, 5*time.Second), netip.AddrPortFrom(vip, 53), []byte("q")))
+		r := must[Reply](t)(client.UDPExchange(within(t, patience), netip.AddrPortFrom(vip, 53), []byte("q")))
 		if r.Host != "b1" && r.Host != "b2" || string(r.Payload) != "q" {
 			t.Errorf("UDP through %s: %+v", vip, r)
 		}
@@ -47,7 +47,7 @@ func countBackends(t *testing.T, from *Host, vip netip.AddrPort) {
 	t.Helper()
 	seen := map[string]int{}
 	for range 40 {
-		seen[must[string](t)(from.HTTPGet(within(t, 5*time.Second), vip))]++
+		seen[must[string](t)(from.HTTPGet(within(t, patience), vip))]++
 	}
 	if seen["b1"] == 0 || seen["b2"] == 0 || len(seen) != 2 {
 		t.Errorf("%s to %s reached %v, want b1 and b2", from.Name(), vip, seen)
