@@ -4,6 +4,7 @@ package cluster_test
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 
 	corev1 "k8s.io/api/core/v1"
@@ -271,7 +272,7 @@ func testQueue(s *scene) {
 		s.demand("traffic", allowed(client.Host, server, tcp, 80), allowed(client.Host, server, udp, 53),
 			allowed(third.Host, server, tcp, 80), allowed(client.Host, third, tcp, 80))
 	}
-	talk() // packets of pods that an agent has not heard of wait in the queue
+	s.settle(talk) // packets of pods that an agent has not heard of wait in the queue
 	s.idle(map[string]bool{"node-1": true, "node-2": true, "node-3": true}, talk)
 	// It revokes something: the kernel may remember what passed before it.
 	s.apply("server", "{podSelector: {matchLabels: {app: server}}, ingress: [{from: [{podSelector: {matchLabels: {app: client}}}]}]}")
@@ -281,7 +282,28 @@ func testQueue(s *scene) {
 	})
 	s.drop("server")
 	s.await("node-1 has none", func() bool { return s.status("node-1").Policed == 0 })
+	s.settle(talk)
 	s.idle(map[string]bool{"node-1": true, "node-2": true, "node-3": true}, talk)
+}
+
+// settle talks until no packet of it was queued: until each node's kernel has been told
+// of its pods, which may be a moment after their packets were let through.
+func (s *scene) settle(talk func()) {
+	s.Helper()
+	s.await("traffic that nobody is asked about", func() bool {
+		before := s.allQueued()
+		talk()
+		return maps.Equal(before, s.allQueued())
+	})
+}
+
+func (s *scene) allQueued() map[string][2]uint64 {
+	s.Helper()
+	all := map[string][2]uint64{}
+	for _, node := range []string{"node-1", "node-2", "node-3"} {
+		all[node] = s.queued(node)
+	}
+	return all
 }
 
 // idle runs fn and checks on which nodes no packet was queued, by the kernel's
