@@ -59,7 +59,7 @@ func TestEveryLink(t *testing.T) {
 		}
 		c.Close()
 	}
-	got := copies(t, socket)
+	got := copies(t, socket, len(want))
 	slices.Sort(got)
 	slices.Sort(want)
 	if !slices.Equal(got, want) {
@@ -117,12 +117,14 @@ func sendFrame(index int, frame []byte) error {
 	return unix.Sendto(fd, frame, 0, &unix.SockaddrLinklayer{Ifindex: index, Protocol: protocol})
 }
 
-// copies reads what has been sent, as "destination way". There is more than that on
-// new interfaces: what the kernel itself sends there is no unicast.
-func copies(t *testing.T, s *audit.Socket) (got []string) {
+// copies reads what has been sent, as "destination way", until there are so many and a
+// while longer. There is more than that on new interfaces: what the kernel itself sends
+// there is no unicast.
+func copies(t *testing.T, s *audit.Socket, least int) (got []string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
+	longer := 10
 	decoder := packet.NewDecoder()
 	err := s.Read(ctx, 50*time.Millisecond, func(frame []byte, _ uint16, way audit.Way) {
 		if len(frame) < 15 {
@@ -141,7 +143,14 @@ func copies(t *testing.T, s *audit.Socket) (got []string) {
 		if !p.Dst.IsMulticast() {
 			got = append(got, fmt.Sprintf("%v %s", netip.AddrPortFrom(p.Dst, p.DstPort), map[audit.Way]string{audit.WayIn: "in", audit.WayOut: "out"}[way]))
 		}
-	}, func() {})
+	}, func() {
+		if len(got) < least {
+			return
+		}
+		if longer--; longer == 0 {
+			cancel()
+		}
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
