@@ -3,7 +3,6 @@ package hook
 import (
 	"strings"
 	"testing"
-	"time"
 )
 
 // With one rule in it that iptables cannot express, iptables-nft-save shows none
@@ -29,11 +28,10 @@ func TestTableThatIptablesCannotRead(t *testing.T) {
 	if got := jumps(); repaired || got != 1 {
 		t.Errorf("repaired %v, %d jumps to our chain, want 1", repaired, got)
 	}
-	start := time.Now()
 	err = h.Remove()
 	demand("Remove", err)
-	if took := time.Since(start); took > busyWait || strings.Contains(err.Error(), "ipset") {
-		t.Errorf("Remove took %v for sets that rules still use: %v", took, err)
+	if strings.Contains(err.Error(), "ipset") {
+		t.Errorf("Remove waited for sets that rules still use: %v", err)
 	}
 	if out := ns.run(t, "nft list ruleset"); strings.Contains(out, h.names.probe()) {
 		t.Errorf("Open left its probe:\n%s", out)

@@ -6,7 +6,6 @@ import (
 	"net/netip"
 	"syscall"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -27,11 +26,11 @@ func TestICMPErrorLeavesQuotedFlowAlone(t *testing.T) {
 		l.quote(pod4, cut)
 		l.awaitCount(PurposeICMPError, 1)
 		l.expectAsked("allowed error about a flow that was cut", 1)
-		l.expect("reply of that flow", l.arrives(srv, cut, netip.AddrPortFrom(pod4, port(cut))), false)
+		l.expectArrival("reply of that flow", srv, cut, netip.AddrPortFrom(pod4, port(cut)), false)
 
 		l.quote(other, cut)
 		l.awaitCount(PurposeICMPError, 2)
-		l.expect("reply of a flow that an unpoliced host complained about", l.arrives(srv, cut, netip.AddrPortFrom(pod4, port(cut))), false)
+		l.expectArrival("reply of a flow that an unpoliced host complained about", srv, cut, netip.AddrPortFrom(pod4, port(cut)), false)
 
 		l.switchTo(true, true)
 		l.judge.says(policy.Deny, l.hook.Epoch())
@@ -39,7 +38,7 @@ func TestICMPErrorLeavesQuotedFlowAlone(t *testing.T) {
 		l.quote(pod4, free)
 		l.awaitCount(PurposeDrop, dropped+1)
 		l.expectAsked("denied error about a flow that nobody judged", 1)
-		l.expect("reply of that flow", l.arrives(srv, free, netip.AddrPortFrom(pod4, port(free))), true)
+		l.expectArrival("reply of that flow", srv, free, netip.AddrPortFrom(pod4, port(free)), true)
 	})
 }
 
@@ -48,12 +47,12 @@ func (l *lab) flowsBefore(srv, cut, free *net.UDPConn) {
 	l.t.Helper()
 	to := netip.AddrPortFrom(server4, serverPort)
 	l.police(Policed{})
-	l.expect("request before any policy", l.arrives(free, srv, to), true)
+	l.expectArrival("request before any policy", free, srv, to, true)
 	l.police(Policed{Egress: []netip.Addr{pod4, pod6}})
-	l.expect("allowed request", l.arrives(cut, srv, to), true)
+	l.expectArrival("allowed request", cut, srv, to, true)
 	l.switchTo(true, false)
 	l.judge.says(policy.Deny, l.hook.Epoch())
-	l.expect("denied request", l.arrives(cut, srv, to), false)
+	l.expectArrival("denied request", cut, srv, to, false)
 }
 
 func (l *lab) police(p Policed) {
@@ -124,12 +123,7 @@ func sockaddr(a netip.Addr) unix.Sockaddr {
 // awaitCount waits until the rules of a purpose have matched so many packets.
 func (l *lab) awaitCount(p Purpose, want uint64) {
 	l.t.Helper()
-	for range 20 {
-		if l.count(p) >= want {
-			break
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
+	eventually(func() bool { return l.count(p) >= want })
 	if got := l.count(p); got != want {
 		l.t.Errorf("the rules %s matched %d packets, want %d", p, got, want)
 	}

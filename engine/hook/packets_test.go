@@ -1,6 +1,8 @@
 package hook
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -29,10 +31,10 @@ func TestAllowedFlowStaysInKernel(t *testing.T) {
 				srv := l.udp(l.server, to.String())
 				cli, cli2 := l.udp(l.client, tc.listen), l.udp(l.client, tc.listen)
 				for range 3 { // one-way: never ESTABLISHED
-					l.expect("allowed datagram", l.arrives(cli, srv, to), true)
+					l.expectArrival("allowed datagram", cli, srv, to, true)
 				}
 				l.expectAsked("one flow", 1)
-				l.expect("another flow of the same kind", l.arrives(cli2, srv, to), true)
+				l.expectArrival("another flow of the same kind", cli2, srv, to, true)
 				l.expectAsked("two flows of the same kind", 1)
 				if got := l.count(PurposeAllowSet); got != 1 {
 					t.Errorf("the allow set answered %d packets, want 1", got)
@@ -47,7 +49,7 @@ func TestOtherKindOfFlowIsAsked(t *testing.T) {
 	cli := l.udp(l.client, "0.0.0.0:0")
 	for port := uint16(9001); port <= 9003; port++ {
 		to := netip.AddrPortFrom(server4, port)
-		l.expect("datagram", l.arrives(cli, l.udp(l.server, to.String()), to), true)
+		l.expectArrival("datagram", cli, l.udp(l.server, to.String()), to, true)
 	}
 	l.expectAsked("three destination ports", 3)
 }
@@ -60,8 +62,8 @@ func TestWithoutSetsEveryFlowIsAsked(t *testing.T) {
 	srv := l.udp(l.server, to.String())
 	for range 2 {
 		cli := l.udp(l.client, "0.0.0.0:0")
-		l.expect("first", l.arrives(cli, srv, to), true)
-		l.expect("second", l.arrives(cli, srv, to), true)
+		l.expectArrival("first", cli, srv, to, true)
+		l.expectArrival("second", cli, srv, to, true)
 	}
 	l.expectAsked("two flows", 2)
 	l.switchTo(true, true)
@@ -74,18 +76,22 @@ func TestRetriedSYNDiesInDenySet(t *testing.T) {
 	bothBackends(t, func(t *testing.T, b Backend) {
 		l := newLab(t, testConfig(b))
 		l.judge.says(policy.Deny, l.hook.Epoch())
-		l.client.in(t, func() error {
-			c, err := (&net.Dialer{Timeout: 1500 * time.Millisecond}).Dial("tcp4", "10.2.0.2:9000")
-			if err == nil {
-				c.Close()
-				return fmt.Errorf("connected although denied")
-			}
-			return nil
-		})
-		l.expectAsked("SYN and its retry", 1)
-		if got := l.count(PurposeDenySet); got < 1 {
+		ctx, stop := context.WithTimeout(t.Context(), patience)
+		dialed := make(chan error, 1)
+		go func() {
+			dialed <- l.client.do(func() error {
+				_, err := new(net.Dialer).DialContext(ctx, "tcp4", "10.2.0.2:9000")
+				return err
+			})
+		}()
+		if !eventually(func() bool { return l.count(PurposeDenySet) > 0 }) {
 			t.Error("no retry met the deny set")
 		}
+		stop()
+		if err := <-dialed; err == nil {
+			t.Error("connected although denied")
+		}
+		l.expectAsked("SYN and its retry", 1)
 	})
 }
 
@@ -95,12 +101,12 @@ func TestStaleVerdictIsObeyedButNotRemembered(t *testing.T) {
 	srv, cli := l.udp(l.server, to.String()), l.udp(l.client, "0.0.0.0:0")
 	l.judge.says(policy.Allow, l.hook.Epoch()-1)
 	for range 3 {
-		l.expect("stale allow", l.arrives(cli, srv, to), true)
+		l.expectArrival("stale allow", cli, srv, to, true)
 	}
 	l.expectAsked("stale allows", 3)
 	l.judge.says(policy.Deny, l.hook.Epoch()-1)
 	for range 3 {
-		l.expect("stale deny", l.arrives(cli, srv, to), false)
+		l.expectArrival("stale deny", cli, srv, to, false)
 	}
 	l.expectAsked("stale denies", 3)
 	for _, set := range []string{"allow-a", "allow-b", "deny-a", "deny-b"} {
@@ -109,8 +115,8 @@ func TestStaleVerdictIsObeyedButNotRemembered(t *testing.T) {
 		}
 	}
 	l.judge.says(policy.Allow, l.hook.Epoch())
-	l.expect("current allow", l.arrives(cli, srv, to), true)
-	l.expect("current allow", l.arrives(cli, srv, to), true)
+	l.expectArrival("current allow", cli, srv, to, true)
+	l.expectArrival("current allow", cli, srv, to, true)
 	l.expectAsked("current allows", 1)
 }
 
@@ -122,15 +128,15 @@ func TestRepliesAreNeverAsked(t *testing.T) {
 	to := netip.AddrPortFrom(server4, serverPort)
 	srv, cli := l.udp(l.server, to.String()), l.udp(l.client, "0.0.0.0:0")
 	back := netip.AddrPortFrom(pod4, port(cli))
-	l.expect("request", l.arrives(cli, srv, to), true)
-	l.expect("reply", l.arrives(srv, cli, back), true)
+	l.expectArrival("request", cli, srv, to, true)
+	l.expectArrival("reply", srv, cli, back, true)
 	l.expectAsked("request and reply", 1)
 	// Not even when the flow is to be judged again.
 	l.switchTo(true, false)
 	l.judge.says(policy.Allow, l.hook.Epoch())
-	l.expect("reply", l.arrives(srv, cli, back), true)
+	l.expectArrival("reply", srv, cli, back, true)
 	l.expectAsked("reply after a switch", 0)
-	l.expect("request", l.arrives(cli, srv, to), true)
+	l.expectArrival("request", cli, srv, to, true)
 	l.expectAsked("request after a switch", 1)
 }
 
@@ -140,21 +146,21 @@ func TestRevokingSwitchCutsLiveFlowBothWays(t *testing.T) {
 		to := netip.AddrPortFrom(server4, serverPort)
 		srv, cli := l.udp(l.server, to.String()), l.udp(l.client, "0.0.0.0:0")
 		back := netip.AddrPortFrom(pod4, port(cli))
-		l.expect("request", l.arrives(cli, srv, to), true)
-		l.expect("reply", l.arrives(srv, cli, back), true)
+		l.expectArrival("request", cli, srv, to, true)
+		l.expectArrival("reply", srv, cli, back, true)
 
 		l.switchTo(true, false)
 		l.judge.says(policy.Deny, l.hook.Epoch())
-		l.expect("request of the flow now denied", l.arrives(cli, srv, to), false)
+		l.expectArrival("request of the flow now denied", cli, srv, to, false)
 		l.expectAsked("live flow", 1)
-		l.expect("reply of the flow now denied", l.arrives(srv, cli, back), false)
-		l.expect("request again", l.arrives(cli, srv, to), false)
+		l.expectArrival("reply of the flow now denied", srv, cli, back, false)
+		l.expectArrival("request again", cli, srv, to, false)
 		l.expectAsked("live flow, again", 1)
 
 		l.switchTo(false, true)
 		l.judge.says(policy.Allow, l.hook.Epoch())
-		l.expect("request of the flow allowed again", l.arrives(cli, srv, to), true)
-		l.expect("reply of the flow allowed again", l.arrives(srv, cli, back), true)
+		l.expectArrival("request of the flow allowed again", cli, srv, to, true)
+		l.expectArrival("reply of the flow allowed again", srv, cli, back, true)
 	})
 }
 
@@ -164,13 +170,13 @@ func TestDenySetCutsLiveFlowBothWays(t *testing.T) {
 	l := newLab(t, testConfig(NFT))
 	to := netip.AddrPortFrom(server4, serverPort)
 	srv, cli, cli2 := l.udp(l.server, to.String()), l.udp(l.client, "0.0.0.0:0"), l.udp(l.client, "0.0.0.0:0")
-	l.expect("request", l.arrives(cli, srv, to), true)
+	l.expectArrival("request", cli, srv, to, true)
 	l.switchTo(true, false)
 	l.judge.says(policy.Deny, l.hook.Epoch())
-	l.expect("another flow", l.arrives(cli2, srv, to), false)
-	l.expect("live flow", l.arrives(cli, srv, to), false)
+	l.expectArrival("another flow", cli2, srv, to, false)
+	l.expectArrival("live flow", cli, srv, to, false)
 	l.expectAsked("both flows", 1)
-	l.expect("reply of the live flow", l.arrives(srv, cli, netip.AddrPortFrom(pod4, port(cli))), false)
+	l.expectArrival("reply of the live flow", srv, cli, netip.AddrPortFrom(pod4, port(cli)), false)
 }
 
 func TestCutFlowIsFreedWhenNoPolicyIsAboutIt(t *testing.T) {
@@ -178,17 +184,17 @@ func TestCutFlowIsFreedWhenNoPolicyIsAboutIt(t *testing.T) {
 	to := netip.AddrPortFrom(server4, serverPort)
 	srv, cli := l.udp(l.server, to.String()), l.udp(l.client, "0.0.0.0:0")
 	back := netip.AddrPortFrom(pod4, port(cli))
-	l.expect("request", l.arrives(cli, srv, to), true)
+	l.expectArrival("request", cli, srv, to, true)
 	l.switchTo(true, false)
 	l.judge.says(policy.Deny, l.hook.Epoch())
-	l.expect("denied request", l.arrives(cli, srv, to), false)
+	l.expectArrival("denied request", cli, srv, to, false)
 
 	if err := l.hook.Prepare(Policed{}); err != nil {
 		t.Fatal(err)
 	}
 	l.switchTo(false, true)
-	l.expect("request that no policy is about", l.arrives(cli, srv, to), true)
-	l.expect("its reply", l.arrives(srv, cli, back), true)
+	l.expectArrival("request that no policy is about", cli, srv, to, true)
+	l.expectArrival("its reply", srv, cli, back, true)
 	l.expectAsked("request that no policy is about", 1)
 }
 
@@ -199,22 +205,14 @@ func TestICMPErrorOfAllowedFlowPasses(t *testing.T) {
 	to := netip.AddrPortFrom(server4, serverPort)
 	srv, cli := l.udp(l.server, to.String()), l.udp(l.client, "0.0.0.0:0")
 	back := netip.AddrPortFrom(pod4, port(cli))
-	l.expect("request", l.arrives(cli, srv, to), true)
+	l.expectArrival("request", cli, srv, to, true)
 	cli.Close() // a reply is now answered with port unreachable
 	l.switchTo(true, false)
 	l.judge.says(policy.Deny, l.hook.Epoch())
 	if _, err := srv.WriteToUDPAddrPort([]byte("late"), back); err != nil {
 		t.Fatal(err)
 	}
-	for range 20 {
-		if l.count(PurposeICMPError) == 1 {
-			break
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
-	if got := l.count(PurposeICMPError); got != 1 {
-		t.Errorf("%d ICMP errors passed, want 1", got)
-	}
+	l.awaitCount(PurposeICMPError, 1)
 	l.expectAsked("ICMP error", 0)
 }
 
@@ -228,16 +226,16 @@ func TestRestoredConnmarkIsNoVerdict(t *testing.T) {
 		srv, cli := l.udp(l.server, to.String()), l.udp(l.client, "0.0.0.0:0")
 		back := netip.AddrPortFrom(pod4, port(cli))
 		for range 2 {
-			l.expect("request", l.arrives(cli, srv, to), true)
-			l.expect("reply", l.arrives(srv, cli, back), true)
+			l.expectArrival("request", cli, srv, to, true)
+			l.expectArrival("reply", srv, cli, back, true)
 		}
 		l.expectAsked("flow", 1)
 
 		l.switchTo(true, false)
 		l.judge.says(policy.Deny, l.hook.Epoch())
 		for range 2 {
-			l.expect("request of the flow now denied", l.arrives(cli, srv, to), false)
-			l.expect("reply of the flow now denied", l.arrives(srv, cli, back), false)
+			l.expectArrival("request of the flow now denied", cli, srv, to, false)
+			l.expectArrival("reply of the flow now denied", srv, cli, back, false)
 		}
 		l.expectAsked("live flow", 1)
 	})
@@ -253,15 +251,15 @@ func TestHostAndUnpolicedTrafficIsUntouched(t *testing.T) {
 		t.Fatal(err)
 	}
 	host := l.udp(l.router, "0.0.0.0:0")
-	l.expect("node to pod, both policed", l.arrives(host, srv, to), true)
-	l.expect("node to pod, both policed", l.arrives(host, pod, netip.AddrPortFrom(pod4, 7000)), true)
+	l.expectArrival("node to pod, both policed", host, srv, to, true)
+	l.expectArrival("node to pod, both policed", host, pod, netip.AddrPortFrom(pod4, 7000), true)
 	if err := l.hook.Prepare(Policed{}); err != nil {
 		t.Fatal(err)
 	}
 	if err := l.hook.Finish(); err != nil {
 		t.Fatal(err)
 	}
-	l.expect("pod that no policy is about", l.arrives(pod, srv, to), true)
+	l.expectArrival("pod that no policy is about", pod, srv, to, true)
 	l.expectAsked("untouched traffic", 0)
 }
 
@@ -275,20 +273,24 @@ iptables-nft -t mangle -A POSTROUTING -d 10.2.0.2 -m comment --comment dirty -j 
 	to := netip.AddrPortFrom(server4, serverPort)
 	srv, cli, cli2 := l.udp(l.server, to.String()), l.udp(l.client, "0.0.0.0:0"), l.udp(l.client, "0.0.0.0:0")
 	l.judge.says(policy.Allow, l.hook.Epoch()-1)
-	l.expect("stale allow", l.arrives(cli, srv, to), true)
+	l.expectArrival("stale allow", cli, srv, to, true)
 	l.judge.says(policy.Allow, l.hook.Epoch())
-	l.expect("allow", l.arrives(cli, srv, to), true)
-	l.expect("established", l.arrives(cli, srv, to), true)
-	l.expect("allow set", l.arrives(cli2, srv, to), true)
+	l.expectArrival("allow", cli, srv, to, true)
+	l.expectArrival("established", cli, srv, to, true)
+	l.expectArrival("allow set", cli2, srv, to, true)
 	// Two packets of a flow wait together; the first verdict marks the flow.
 	l.switchTo(true, false)
 	l.judge.says(policy.Allow, l.hook.Epoch())
-	l.judge.slow.Store(int64(50 * time.Millisecond))
-	if _, err := cli.WriteToUDPAddrPort([]byte("hello"), to); err != nil {
+	both := make(chan struct{})
+	l.judge.gate.Store(&both)
+	_, err1 := cli.WriteToUDPAddrPort([]byte("hello"), to)
+	_, err2 := cli.WriteToUDPAddrPort([]byte("hello"), to)
+	close(both)
+	if err := errors.Join(err1, err2); err != nil {
 		t.Fatal(err)
 	}
-	l.expect("one of two", l.arrives(cli, srv, to), true)
-	l.expect("the other", l.received(srv), true)
+	l.expect("one of two", l.received(srv, true), true)
+	l.expect("the other", l.received(srv, true), true)
 	l.expectAsked("two packets at once", 2)
 	out := l.router.run(t, "iptables-nft-save -c -t mangle")
 	if !strings.Contains(out, "[6:198] -A POSTROUTING -d 10.2.0.2/32 -m mark --mark 0x4321 -m comment --comment clean") {
@@ -310,15 +312,7 @@ func TestInvalidPacketIsDropped(t *testing.T) {
 		defer unix.Close(fd)
 		return unix.Sendto(fd, segment, 0, &unix.SockaddrInet4{Addr: server4.As4()})
 	})
-	for range 20 {
-		if l.count(PurposeInvalid) == 1 {
-			break
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
-	if got := l.count(PurposeInvalid); got != 1 {
-		t.Errorf("%d invalid packets dropped, want 1", got)
-	}
+	l.awaitCount(PurposeInvalid, 1)
 	l.expectAsked("invalid packet", 0)
 }
 
@@ -327,7 +321,7 @@ func TestCountersSurviveSwitches(t *testing.T) {
 	to := netip.AddrPortFrom(server4, serverPort)
 	srv, cli := l.udp(l.server, to.String()), l.udp(l.client, "0.0.0.0:0")
 	for range 3 {
-		l.expect("request", l.arrives(cli, srv, to), true)
+		l.expectArrival("request", cli, srv, to, true)
 		l.switchTo(true, true)
 		l.judge.says(policy.Allow, l.hook.Epoch())
 	}
@@ -369,12 +363,7 @@ func TestSwitchLosesNoQueuedPacket(t *testing.T) {
 		if err := <-sent; err != nil {
 			t.Fatal(err)
 		}
-		for range 50 {
-			if got.Load() == packets {
-				break
-			}
-			time.Sleep(20 * time.Millisecond)
-		}
+		eventually(func() bool { return got.Load() >= packets })
 		if got.Load() != packets {
 			t.Errorf("%d of %d packets arrived across switches", got.Load(), packets)
 		}

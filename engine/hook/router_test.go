@@ -38,12 +38,14 @@ type judge struct {
 	verdict atomic.Uint32
 	epoch   atomic.Uint32
 	asked   atomic.Int64
-	slow    atomic.Int64 // nanoseconds to think about each packet
+	gate    atomic.Pointer[chan struct{}] // closed when it may answer; nil: at once
 }
 
 func (j *judge) Handle(p *queue.Packet) queue.Answer {
 	j.asked.Add(1)
-	time.Sleep(time.Duration(j.slow.Load()))
+	if gate := j.gate.Load(); gate != nil {
+		<-*gate
+	}
 	mark := j.marks.Verdict(p.Mark, policy.Verdict(j.verdict.Load()), j.epoch.Load())
 	return queue.Answer{Action: queue.Repeat, SetMark: true, Mark: mark}
 }
@@ -117,20 +119,41 @@ func (l *lab) udp(n *namespace, at string) *net.UDPConn {
 	return conn
 }
 
-// arrives reports whether a datagram sent to an address is received there.
-func (l *lab) arrives(from, to *net.UDPConn, at netip.AddrPort) bool {
+// expectArrival sends a datagram to an address, where it is received or not.
+func (l *lab) expectArrival(when string, from, to *net.UDPConn, at netip.AddrPort, want bool) {
 	l.t.Helper()
 	if _, err := from.WriteToUDPAddrPort([]byte("hello"), at); err != nil && !refused(err) {
 		l.t.Fatal(err)
 	}
-	return l.received(to)
+	l.expect(when, l.received(to, want), want)
 }
 
-// received reports whether a datagram comes soon.
-func (l *lab) received(at *net.UDPConn) bool {
-	at.SetReadDeadline(time.Now().Add(400 * time.Millisecond))
+// patience bounds every wait for something that must happen, on a machine that is slow
+// and busy; silence is how long nothing must come to be called dropped.
+const (
+	patience = time.Minute
+	silence  = 400 * time.Millisecond
+)
+
+// received reports whether a datagram comes, which is waited for longer if it should.
+func (l *lab) received(at *net.UDPConn, expected bool) bool {
+	limit := silence
+	if expected {
+		limit = patience
+	}
+	at.SetReadDeadline(time.Now().Add(limit))
 	_, _, err := at.ReadFromUDPAddrPort(make([]byte, 16))
 	return err == nil
+}
+
+// eventually waits for what is about to happen, and reports whether it has.
+func eventually(cond func() bool) bool {
+	for deadline := time.Now().Add(patience); !cond(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			return false
+		}
+	}
+	return true
 }
 
 // refused is an ICMP error about an earlier datagram.
@@ -150,6 +173,7 @@ func (l *lab) count(p Purpose) uint64 {
 
 func (l *lab) expectAsked(when string, want int64) {
 	l.t.Helper()
+	eventually(func() bool { return l.judge.asked.Load() >= want })
 	if got := l.judge.asked.Load(); got != want {
 		l.t.Errorf("%s: asked about %d packets, want %d", when, got, want)
 	}
