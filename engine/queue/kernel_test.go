@@ -22,7 +22,7 @@ import (
 // patience bounds every wait of these tests for something that must happen;
 // quiet is how long to wait for something that must not.
 const (
-	patience = 5 * time.Second
+	patience = time.Minute // on a machine that is slow and busy
 	quiet    = 100 * time.Millisecond
 )
 
@@ -287,20 +287,40 @@ func TestHoldAndWake(t *testing.T) {
 	})
 	l.send("h0", "h1", "h2", "h3", "a")
 	l.expect("a")
-	if s := l.q.Stats(); s.Held != 4 || s.Kernel.Waiting != 4 {
-		t.Fatalf("%+v", s)
-	}
-	began := time.Now()
+	l.eventually("four packets on hold", func(s Stats) bool { return s.Held == 4 && s.Kernel.Waiting == 4 })
 	l.q.Wake()
-	if got := l.receive(patience); got != "h3" {
-		t.Fatalf("received %q", got)
+	l.expect("h3", "h1")
+	l.eventually("all answered", func(s Stats) bool {
+		return s.Released == 4 && s.Accepted == 3 && s.Dropped == 2 && s.Kernel.Waiting == 0
+	})
+}
+
+// A wake does not wait for what the loop waits for. A slow machine may, now and then.
+func TestWakeIsSoon(t *testing.T) {
+	l := newLab(t, Config{}, "127.0.0.1")
+	var held []uint32
+	start(t, l.q, &script{
+		handle: func(p *Packet) Answer { held = append(held, p.ID); return Answer{Action: Hold} },
+		wake: func() {
+			for _, id := range held {
+				l.q.Release(id, Answer{Action: Accept})
+			}
+			held = nil
+		},
+	})
+	fastest := patience
+	for i := range uint64(5) {
+		l.send("h")
+		l.eventually("a packet on hold", func(s Stats) bool { return s.Held == i+1 })
+		began := time.Now()
+		l.q.Wake()
+		if got := l.receive(patience); got != "h" {
+			t.Fatalf("received %q", got)
+		}
+		fastest = min(fastest, time.Since(began))
 	}
-	if took := time.Since(began); took > idleWait/2 {
-		t.Errorf("a wake took %v", took)
-	}
-	l.expect("h1")
-	if s := l.q.Stats(); s.Released != 4 || s.Accepted != 3 || s.Dropped != 2 || s.Kernel.Waiting != 0 {
-		t.Errorf("%+v", s)
+	if fastest > idleWait/4 {
+		t.Errorf("the fastest wake took %v", fastest)
 	}
 }
 

@@ -42,7 +42,12 @@ func TestSendRetries(t *testing.T) {
 	for err == nil { // fill the socket
 		_, err = unix.Write(fds[0], q.out.buf[:maxVerdict])
 	}
-	time.AfterFunc(10*time.Millisecond, func() { drain(fds[1]) })
+	go func() {
+		for q.counters.sendRetries.Load() == 0 {
+			time.Sleep(time.Millisecond)
+		}
+		drain(fds[1])
+	}()
 	if err := errors.Join(q.answer(1, Answer{Action: Accept}), q.send()); err != nil {
 		t.Fatal(err)
 	}
