@@ -2,6 +2,7 @@ package engine_test
 
 import (
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -16,20 +17,61 @@ import (
 	"github.com/netverdict/netverdict/policy"
 )
 
-// cutWithin is how long after a change something may still pass: replies do
-// until the next packet of the original direction is judged, which may be an
-// acknowledgement that the receiver delays by 40 ms (TCP_DELACK_MIN), and the
-// machine is busy.
-const cutWithin = 250 * time.Millisecond
+// deny applies policies that deny what goes on over the streams, and returns when.
+func (n *network) deny(streams []*stream, policies ...*networkingv1.NetworkPolicy) (change policy.Change, at time.Time) {
+	n.t.Helper()
+	change = n.apply(policies...)
+	for _, s := range streams {
+		s.denied = s.begun[0].Load()
+	}
+	return change, time.Now()
+}
 
-// demandCut checks that nothing passes from cutWithin after the change on.
+// demandCut waits until nothing passes any more, and then until both ends have sent
+// more, of which nothing must arrive (TCP sends again by itself, and soon takes no more
+// to send). Nothing that the client began to send after the change may have arrived at
+// all; what the server sends may, until a packet of the client is judged, and no longer
+// than -prompt allows.
 func (s *stream) demandCut(changed time.Time) {
 	s.t.Helper()
-	time.Sleep(time.Until(changed.Add(cutWithin + silence)))
-	if late := s.last().Sub(changed); late > cutWithin {
+	awaitSilence(s.t, s.name, s.last)
+	if late := s.last().Sub(changed); late > *prompt {
 		s.t.Errorf("%s: something arrived %v after the change", s.name, late)
 	}
+	if got := s.received[1].highest.Load(); got >= s.denied {
+		s.t.Errorf("%s: line %d arrived, of which the sending began after the change (%d)", s.name, got, s.denied)
+	}
+	last := s.last()
+	for end := range s.conns {
+		want := s.begun[end].Load() + 20
+		eventually(s.t, fmt.Sprintf("%s: end %d to send", s.name, end), func() bool { return s.tcp || s.begun[end].Load() >= want })
+	}
+	time.Sleep(settling)
+	if !s.last().Equal(last) {
+		s.t.Errorf("%s: something arrived %v after silence", s.name, s.last().Sub(last))
+	}
 }
+
+// awaitSilence waits until nothing has arrived for silence, in steps: after a time
+// without the CPU, what waits in sockets is read first.
+func awaitSilence(t testing.TB, what string, last func() time.Time) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); ; {
+		before, quiet := last(), 0
+		for ; quiet < silenceSteps && last().Equal(before); quiet++ {
+			time.Sleep(silence / silenceSteps)
+		}
+		if quiet == silenceSteps && last().Equal(before) {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: no silence within %v", what, patience)
+		}
+	}
+}
+
+// settling is how long what has been sent may be on its way to its reader.
+const settling = 50 * time.Millisecond
 
 // TestRevocation: a change that denies what is going on cuts it in both
 // directions; what stays allowed goes on without a loss; and when the policy goes,
@@ -39,8 +81,7 @@ func TestRevocation(t *testing.T) {
 		n.start(isolate(ingress, "other"))
 		denied, allowed := openStreams(t, n.other, n.server), openStreams(t, n.client, n.server)
 		n.demandQueued("before any policy is about them", 0)
-		change := n.apply(isolate(ingress, "other"), allow("client", "server"))
-		changed := time.Now()
+		change, changed := n.deny(denied, isolate(ingress, "other"), allow("client", "server"))
 		if !change.Revokes {
 			t.Errorf("change %+v", change)
 		}
@@ -72,8 +113,7 @@ func TestRevocationOfAJudgedFlow(t *testing.T) {
 		n.start(allow("client", "server"))
 		streams := openStreams(t, n.client, n.server)
 		demand(t, http(policy.Allow, n.client, n.server, 80)...)
-		n.apply(allow("other", "server"))
-		changed := time.Now()
+		_, changed := n.deny(streams, allow("other", "server"))
 		demand(t, http(policy.Deny, n.client, n.server, 80)...)
 		for _, s := range streams {
 			s.demandCut(changed)
@@ -186,8 +226,7 @@ func TestFreedPodTalksAgain(t *testing.T) {
 	eachBackend(t, func(t *testing.T, n *network) {
 		n.start()
 		streams := openStreams(t, n.client, n.server)
-		n.apply(isolate(ingress, "server"))
-		changed := time.Now()
+		_, changed := n.deny(streams, isolate(ingress, "server"))
 		for _, s := range streams {
 			s.demandCut(changed)
 		}
@@ -226,9 +265,10 @@ func TestHeldTooLong(t *testing.T) {
 		n.startWith(func(o *options) { o.engine.HoldLimit, o.engine.HoldTime = 16, 50*time.Millisecond },
 			allow("late", "server"))
 		demand(t, http(policy.Deny, n.late, n.server, 80)...)
-		if s := n.engine.Stats(); s.HeldNow != 0 || s.HoldExpired < 2 {
-			t.Errorf("held now %d, expired %d", s.HeldNow, s.HoldExpired)
-		}
+		eventually(t, "the time of a packet of each family to be over", func() bool {
+			s := n.engine.Stats()
+			return s.HeldNow == 0 && s.HoldExpired >= 2
+		})
 		// What was denied for want of a pod is not remembered when it is known.
 		n.applyTree(n.compile(n.snapshot(true, allow("late", "server"))))
 		demand(t, http(policy.Allow, n.late, n.server, 80)...)

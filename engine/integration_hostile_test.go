@@ -42,9 +42,6 @@ func TestGarbage(t *testing.T) {
 		if n.queued() == 0 || n.matched(hook.PurposeInvalid) == 0 {
 			t.Errorf("user space saw %d, conntrack refused %d: the garbage did not get here", n.queued(), n.matched(hook.PurposeInvalid))
 		}
-		if waiting := n.queue.Stats().Kernel.Waiting; waiting != 0 {
-			t.Errorf("%d packets are still in the queue", waiting)
-		}
 	})
 }
 

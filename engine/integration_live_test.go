@@ -146,7 +146,7 @@ func (f *traffic) awaitMore(t testing.TB) {
 func demandAllCut(t testing.TB, what string, flows []*traffic, swapped time.Time) {
 	t.Helper()
 	for _, f := range flows {
-		eventually(t, fmt.Sprintf("%s: %s: silence", what, f.name), func() bool { return time.Since(f.lastArrival()) > silence })
+		awaitSilence(t, fmt.Sprintf("%s: %s", what, f.name), f.lastArrival)
 		late := f.lastArrival().Sub(swapped)
 		if late > *prompt {
 			t.Errorf("%s: %s: a byte arrived %v after the swap of the tree", what, f.name, late)

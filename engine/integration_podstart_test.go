@@ -141,6 +141,9 @@ func (s *newcomers) startAll(count int) []*newcomer {
 		pods[i] = &newcomer{host: h}
 		talking.Go(func() { s.talk(pods[i]) })
 		talking.Go(func() {
+			// On a slow machine the tree must not be faster than the pod: each has a packet
+			// on hold before it is known.
+			eventually(s.t, "a packet of "+h.Name()+" on hold", func() bool { return s.engine.Stats().Held > uint64(i) })
 			time.Sleep(time.Duration(i%5) * 50 * time.Millisecond)
 			s.learn(h)
 		})

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/gopacket"
 	"github.com/google/gopacket/layers"
@@ -72,11 +73,10 @@ func demand(t *testing.T, probes ...probe) {
 	var wg sync.WaitGroup
 	for _, p := range probes {
 		wg.Go(func() {
-			limit := silence
+			ctx, cancel := untilSilence()
 			if p.want == policy.Allow {
-				limit = patience
+				ctx, cancel = context.WithTimeout(context.Background(), patience)
 			}
-			ctx, cancel := context.WithTimeout(context.Background(), limit)
 			defer cancel()
 			err := p.try(ctx)
 			switch {
@@ -90,6 +90,24 @@ func demand(t *testing.T, probes ...probe) {
 		})
 	}
 	wg.Wait()
+}
+
+// untilSilence is a context whose deadline is over when nothing has come for silence,
+// in steps: if this process does not get the CPU for a while, what waits for an answer
+// gets the rest of the steps to try in.
+func untilSilence() (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	go func() {
+		for range silenceSteps {
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(silence / silenceSteps):
+			}
+		}
+		cancel(context.DeadlineExceeded)
+	}()
+	return ctx, func() { cancel(nil) }
 }
 
 // families calls f for both addresses of a host.

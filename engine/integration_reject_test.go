@@ -397,7 +397,6 @@ func TestRejectRate(t *testing.T) {
 			c, err := n.hook.Counters()
 			return err == nil && c[hook.PurposeQueue].Packets+c[hook.PurposeDenySet].Packets >= ports*rounds
 		})
-		most := uint64(perSource*(1+time.Since(began).Seconds())) + 1
 		got := uint64(0)
 		for {
 			p, err := resets.Next(within(t, silence))
@@ -409,6 +408,7 @@ func TestRejectRate(t *testing.T) {
 			}
 			got++
 		}
+		most := uint64(perSource*(1+time.Since(began).Seconds())) + 1
 		if got == 0 || got > most {
 			t.Errorf("%d resets for %d SYNs in %v, want 1 to %d", got, ports*rounds, time.Since(began), most)
 		}

@@ -84,11 +84,9 @@ func TestVandalism(t *testing.T) {
 		} {
 			epoch := n.hook.Epoch()
 			vandalism.do()
-			eventually(t, "the repair of "+vandalism.name, func() bool { return n.hook.Epoch() != epoch })
+			// One look may find half of the damage done.
+			eventually(t, "the repair of "+vandalism.name, func() bool { return n.hook.Epoch() != epoch && shape(n.rules()) == shape(rules) })
 			demand(t, append(http(policy.Allow, n.client, n.server, 80), http(policy.Deny, n.other, n.server, 80)...)...)
-		}
-		if got := shape(n.rules()); got != shape(rules) {
-			t.Errorf("after the repairs:\n%s\nbefore:\n%s", got, shape(rules))
 		}
 	})
 }
