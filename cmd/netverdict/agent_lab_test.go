@@ -24,10 +24,14 @@ import (
 )
 
 const (
-	// agentPatience bounds every wait for something that must happen.
-	agentPatience = 20 * time.Second
+	// agentPatience bounds every wait for something that must happen, on a machine that is
+	// slow and busy with other tests.
+	agentPatience = 90 * time.Second
 	// agentSilence is how long no answer must come to be called denied.
-	agentSilence = 600 * time.Millisecond
+	agentSilence      = 600 * time.Millisecond
+	agentSilenceSteps = 6
+	// agentSaid is how many of an agent's last messages a failed test shows.
+	agentSaid = 25
 )
 
 // agentLab is a node with three pods in namespaces, a directory of manifests
@@ -137,11 +141,10 @@ func (l *agentLab) serve(h *netlab.Host, ports ...uint16) {
 // come of them.
 func (l *agentLab) expect(when string, allowed bool, from, to *netlab.Host, port uint16) {
 	l.t.Helper()
-	limit := agentSilence
+	ctx, cancel := untilSilence()
 	if allowed {
-		limit = agentPatience
+		ctx, cancel = context.WithTimeout(context.Background(), agentPatience)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
 	var wg sync.WaitGroup
 	for _, a := range to.Addrs() {
@@ -157,6 +160,24 @@ func (l *agentLab) expect(when string, allowed bool, from, to *netlab.Host, port
 		})
 	}
 	wg.Wait()
+}
+
+// untilSilence is a context whose deadline is over when nothing has come for
+// agentSilence, in steps: if this process does not get the CPU for a while, what waits
+// for an answer gets the rest of the steps to try in.
+func untilSilence() (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	go func() {
+		for range agentSilenceSteps {
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(agentSilence / agentSilenceSteps):
+			}
+		}
+		cancel(context.DeadlineExceeded)
+	}()
+	return ctx, func() { cancel(nil) }
 }
 
 // demandNothingLeft checks that no rule and no set of an agent exists.
@@ -321,11 +342,19 @@ func (l *agentLab) launchUnwatched(cmd *netlab.Cmd) *agentProcess {
 		a.kill()
 		stdout.Close()
 		if l.t.Failed() {
-			lines, _ := a.messages.since(0)
-			l.t.Logf("messages of the agent:\n%s", strings.Join(lines, "\n"))
+			l.t.Logf("messages of the agent:\n%s", a.said(0))
 		}
 	})
 	return a
+}
+
+// said is what the agent has said after its first messages, or the last of that.
+func (a *agentProcess) said(since int) string {
+	lines, _ := a.messages.since(since)
+	if more := len(lines) - agentSaid; more > 0 {
+		lines = append([]string{fmt.Sprintf("(%d messages before)", more)}, lines[more:]...)
+	}
+	return strings.Join(lines, "\n")
 }
 
 // await waits for a message after the first ones that matches, and returns it.
@@ -345,10 +374,10 @@ func (a *agentProcess) await(since int, pattern string) string {
 		case <-a.ended:
 			// All it said is in the journal by now.
 			if lines, _ = a.messages.since(since); !matches.MatchString(strings.Join(lines, "\n")) {
-				a.t.Fatalf("the agent ended (%v) and never said %q; its messages:\n%s", a.err, pattern, strings.Join(lines, "\n"))
+				a.t.Fatalf("the agent ended (%v) and never said %q; its messages:\n%s", a.err, pattern, a.said(since))
 			}
 		case <-limit:
-			a.t.Fatalf("after %v no message like %q; there were:\n%s", agentPatience, pattern, strings.Join(lines, "\n"))
+			a.t.Fatalf("after %v no message like %q; there were:\n%s", agentPatience, pattern, a.said(since))
 		}
 	}
 }

@@ -116,10 +116,10 @@ func TestMetricsOfAPortScan(t *testing.T) {
 // alone, and a policy that is removed takes its series along.
 func (l *agentLab) demandKernelCounts(a *agentProcess) {
 	l.t.Helper()
-	for range 25 { // the first may be asked about again
-		l.sendSYN(l.other, l.server, 1) // in the deny set for half a minute
-	}
 	l.await("the deny set's drops in the metrics", func() bool {
+		for range 25 { // the first are asked about again, until the set knows them
+			l.sendSYN(l.other, l.server, 1)
+		}
 		return l.scrape().sum("netverdict_rule_packets_total", "deny-set") >= 20
 	})
 	a.after(func() { l.remove("policy.yaml") }, newState)

@@ -19,9 +19,9 @@ import (
 
 const (
 	// statePatience is how long an agent may take to enforce a state.
-	statePatience = 20 * time.Second
+	statePatience = time.Minute
 	// stopPatience is how long it may take to remove its rules and end.
-	stopPatience = 10 * time.Second
+	stopPatience = 30 * time.Second
 	// stderrShown is how many of an agent's last messages an error shows.
 	stderrShown = 15
 )

@@ -24,7 +24,7 @@ const (
 	allowWindow = 2 * time.Second
 	allowTries  = 3
 	// recordPatience is how long a denied request's flow record may take.
-	recordPatience = 3 * time.Second
+	recordPatience = 15 * time.Second
 )
 
 // observation is what became of a request.

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"os"
@@ -20,6 +21,9 @@ import (
 	"github.com/netverdict/netverdict/engine/seccomp/seccomptest"
 	"github.com/netverdict/netverdict/policy"
 )
+
+// `make promises` sets what we promise, a minute.
+var demoTime = flag.Duration("demo-time", 10*time.Minute, "how long the demo may take in TestDemo")
 
 // asNetverdict in the environment makes this test binary netverdict itself, with
 // main's handling of signals, and so the agents that it starts from itself.
@@ -110,8 +114,10 @@ func TestDemo(t *testing.T) {
 	if err != nil {
 		t.Fatalf("%v\n%s\n%s", err, stdout, &stderr)
 	}
-	if elapsed := time.Since(begun); elapsed > time.Minute {
-		t.Errorf("took %v, promised under a minute", elapsed)
+	elapsed := time.Since(begun)
+	t.Logf("demo: %v", elapsed.Round(100*time.Millisecond))
+	if elapsed > *demoTime {
+		t.Errorf("took %v, want at most %v", elapsed, *demoTime)
 	}
 	checkWidth(t, string(stdout))
 	checkNothingLeft(t, tmp)
@@ -285,7 +291,7 @@ func finish(t *testing.T, cmd *exec.Cmd, tmp string, want int) {
 	if got := cmd.ProcessState.ExitCode(); got != want {
 		t.Errorf("exit code %d (%v), want %d", got, err, want)
 	}
-	if elapsed := time.Since(begun); elapsed > 15*time.Second {
+	if elapsed := time.Since(begun); elapsed > agentPatience {
 		t.Errorf("took %v to end", elapsed)
 	}
 	checkNothingLeft(t, tmp)
@@ -319,7 +325,7 @@ func TestDemoKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = cmd.Wait()
-	for deadline := time.Now().Add(5 * time.Second); len(processesWith(t, tmp)) > 0; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(agentPatience); len(processesWith(t, tmp)) > 0; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("still running: %v", processesWith(t, tmp))
 		}
@@ -339,7 +345,7 @@ func TestDemoKeep(t *testing.T) {
 		t.Fatal(err)
 	}
 	// The visitor's HTTP request to agent-1, allowed in the story, is denied soon.
-	ctx, stop := context.WithTimeout(t.Context(), 15*time.Second)
+	ctx, stop := context.WithTimeout(t.Context(), agentPatience)
 	defer stop()
 	go func() {
 		for ctx.Err() == nil {

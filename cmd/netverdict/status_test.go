@@ -66,7 +66,7 @@ func ask(t *testing.T, s Status, args ...string) (code int, stdout string) {
 
 func awaitSocket(t *testing.T, path string) {
 	t.Helper()
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(agentPatience); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
 		if c, err := new(net.Dialer).DialContext(t.Context(), "unix", path); err == nil {
 			c.Close()
 			return
@@ -184,7 +184,7 @@ func TestHealthEndpoints(t *testing.T) {
 // get asks until somebody listens.
 func get(t *testing.T, url string) (code int, body string) {
 	t.Helper()
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(agentPatience); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
 		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, http.NoBody)
 		if err != nil {
 			t.Fatal(err)
