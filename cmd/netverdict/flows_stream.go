@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 
@@ -145,7 +146,19 @@ func (s *flowSession) failure(err error) error {
 	case strings.Contains(text, "certificate required") || strings.Contains(text, "bad certificate"):
 		hint = " (the agent wants another client certificate: --tls-cert, --tls-key)"
 	}
-	return fmt.Errorf("ask the agent at %s: %s%s", s.agent.name, printable(text), hint)
+	return fmt.Errorf("ask the agent at %s: %s%s", s.agent.name, printable(withoutTransport(text)), hint)
+}
+
+// withoutTransport leaves of gRPC's words about a connection that failed why it did.
+func withoutTransport(text string) string {
+	quoted, ok := strings.CutPrefix(text, "connection error: desc = ")
+	if !ok {
+		return text
+	}
+	if plain, err := strconv.Unquote(quoted); err == nil {
+		quoted = plain
+	}
+	return strings.TrimPrefix(quoted, "transport: Error while dialing: ")
 }
 
 // socketHint says what is wrong with a socket.

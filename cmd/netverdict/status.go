@@ -261,7 +261,10 @@ func enforcingText(s *Status) string {
 }
 
 func kindText(k KindStatus) string {
-	text := fmt.Sprintf("%d objects at resourceVersion %s", k.Objects, k.Revision)
+	text := fmt.Sprintf("%d objects", k.Objects)
+	if k.Revision != "" {
+		text += " at resourceVersion " + k.Revision
+	}
 	if !k.Connected {
 		text += ", not connected"
 	}

@@ -26,7 +26,7 @@ func exampleStatus() Status {
 	return Status{
 		Version: "v1.2.3", Node: "node-1", Source: "API server https://10.0.0.1:6443", Enforcing: true,
 		Revision: 7, Applied: time.Date(2026, 11, 21, 10, 0, 0, 0, time.UTC), Policies: 3, Addresses: 40, Policed: 5, LagSeconds: 0.25,
-		Cluster:  []KindStatus{{Kind: "Pod", Objects: 12, Revision: "99", Error: "connection refused"}},
+		Cluster:  []KindStatus{{Kind: "Pod", Objects: 12, Revision: "99", Error: "connection refused"}, {Kind: "Node"}},
 		FailMode: "closed", OnStop: "keep-closed", Backend: "nft",
 		Queues:  []QueueStatus{{Number: 8050, Packets: 100, Waiting: 1, QueueDropped: 2, BufferDropped: 3}},
 		Allowed: 90, Denied: 10, Holding: 4, FlowsLost: 6,
@@ -84,6 +84,7 @@ node        node-1
 host        iptables nft; kube-proxy ipvs; pods in 10.244.1.0/24,fd00::/64
 source      API server https://10.0.0.1:6443
             Pod: 12 objects at resourceVersion 99, not connected: connection refused
+            Node: 0 objects, not connected
 revision    7, applied 2026-11-21T10:00:00Z, 0.250 s behind what is known
 policies    3 select pods of this node; 5 of its pods' addresses are policed, 40 addresses known
 packets     100 asked about, 15 of allowed connections, 0 allowed from memory, 0 denied from memory, 0 of the node, 0 of nobody policed, 9 dropped unasked, of sources beyond --ask-limit
