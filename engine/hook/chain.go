@@ -28,6 +28,7 @@ type chain struct {
 	queueNum, queueCount uint16
 	failOpen             bool
 	askLimit             uint32 // a second and source; 0: no limit
+	sources              uint32 // that are told apart
 	logsDialed           bool   // while packets are answered
 	antiSpoof            bool
 	// 0 means that there is no such set.
@@ -136,7 +137,9 @@ func (c *chain) askRules() []rule {
 		rules = append(rules, rule{in, "-m conntrack ! --ctstate NEW " + matching(c.allowSet()), PurposeAllowSet, "-g " + c.names.allow()})
 	}
 	if c.askLimit != 0 {
-		rules = append(rules, rule{in, c.flooding(), PurposeFlood, "-j DROP"})
+		for _, match := range c.flooding() {
+			rules = append(rules, rule{in, match, PurposeFlood, "-j DROP"})
+		}
 	}
 	return append(rules, rule{in, "", PurposeQueue, c.queueTarget()})
 }
@@ -152,23 +155,32 @@ func (c *chain) replyRules() []rule {
 
 // flooding matches new connections of a source beyond its share. A live flow that is
 // asked about again is not new. The table of sources has the limit in its name: the
-// kernel keeps the limits with which a table was made first.
-func (c *chain) flooding() string {
-	return "-m conntrack --ctstate NEW " + c.perSource("above", c.askLimit, fmt.Sprintf("ask-%d", c.askLimit))
+// kernel keeps the limits with which a table was made first. Isolated pods have one of
+// their own, as the kernel drops what is new to a table that is full: others, who may
+// forge their sources, fill theirs alone.
+func (c *chain) flooding() []string {
+	own := fmt.Sprintf("--match-set %s src", c.names.egress(c.family))
+	return []string{
+		"-m conntrack --ctstate NEW -m set " + own + " " + c.perSource("above", c.askLimit, fmt.Sprintf("ask-%d", c.askLimit)),
+		"-m conntrack --ctstate NEW -m set ! " + own + " " + c.perSource("above", c.askLimit, fmt.Sprintf("far-%d", c.askLimit)),
+	}
 }
 
 // perSource matches packets above a rate or upto it, in packets a second of each
 // source. A name is that of one table of sources.
 func (c *chain) perSource(side string, rate uint32, name string) string {
 	return fmt.Sprintf("-m hashlimit --hashlimit-%[1]s %[2]d/sec --hashlimit-burst %[2]d --hashlimit-mode srcip --hashlimit-name %[3]s"+
-		" --hashlimit-htable-max %[4]d --hashlimit-htable-expire %[5]d",
-		side, rate, c.names.set(c.family, name), floodSources, floodMemory.Milliseconds())
+		" --hashlimit-htable-size %[4]d --hashlimit-htable-max %[5]d --hashlimit-htable-expire %[6]d",
+		side, rate, c.names.set(c.family, name), c.sources/perBucket, c.sources, floodMemory.Milliseconds())
 }
 
 const (
 	// floodSources is how many sources are told apart at a time. Beyond, the kernel
 	// drops what is new: each is 100 bytes of memory that no pod may use up.
 	floodSources = 65536
+	// perBucket is what the kernel takes when it is not told (htable_create in
+	// net/netfilter/xt_hashlimit.c); it never takes fewer sources than buckets.
+	perBucket = 8
 	// floodMemory is how long a source that has stopped is remembered.
 	floodMemory = 2 * time.Second
 )

@@ -28,7 +28,7 @@ func testChain(t testing.TB, f family) *chain {
 		family: f, names: names{DefaultPrefix}, packet: packet, conn: conn,
 		state:    state{epoch: 5, generation: 2, allow: sideA, deny: sideB},
 		queueNum: 100, queueCount: 1,
-		allowTimeout: time.Minute, denyTimeout: 30 * time.Second,
+		allowTimeout: time.Minute, denyTimeout: 30 * time.Second, sources: floodSources,
 	}
 }
 

@@ -111,7 +111,8 @@ type Config struct {
 	// wait for the lock that all iptables commands share.
 	CommandTimeout time.Duration
 
-	pace *pace // of CommandTimeout
+	pace    *pace  // of CommandTimeout
+	sources uint32 // floodSources, but in tests
 }
 
 func (c *Config) setDefaults() {
@@ -121,6 +122,7 @@ func (c *Config) setDefaults() {
 	orDefault(&c.QueueCount, 1)
 	orDefault(&c.MaxElem, DefaultMaxElem)
 	orDefault(&c.CommandTimeout, DefaultCommandTimeout)
+	orDefault(&c.sources, floodSources)
 	c.pace = newPace(c.CommandTimeout)
 }
 

@@ -112,7 +112,9 @@
 //
 // 13 keeps one pod that tries a lot of different things, such as a port scan, from
 // filling the queue and the time of user space, which all pods share. It comes last,
-// for what the sets know costs nobody anything, and does not count.
+// for what the sets know costs nobody anything, and does not count. It counts by
+// source, in a table for those whose egress is isolated and another one for the rest:
+// forged sources without end fill the second.
 //
 // # What the kernel remembers, and for how long
 //

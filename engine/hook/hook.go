@@ -105,7 +105,7 @@ func (h *Hook) newStack(t *tables, conn Marks) (*stack, error) {
 		chain: chain{
 			family: t.family, names: h.names, packet: h.packet, conn: conn,
 			state:    state{allow: sideA, deny: sideA},
-			queueNum: h.cfg.QueueNum, queueCount: h.cfg.QueueCount, failOpen: h.cfg.FailOpen, askLimit: h.cfg.AskLimit,
+			queueNum: h.cfg.QueueNum, queueCount: h.cfg.QueueCount, failOpen: h.cfg.FailOpen, askLimit: h.cfg.AskLimit, sources: h.cfg.sources,
 			allowTimeout: h.cfg.AllowTimeout, denyTimeout: h.cfg.DenyTimeout, antiSpoof: h.cfg.AntiSpoof,
 		},
 		tables: t, sets: sets, maxElem: h.cfg.MaxElem, mayAnswer: h.cfg.Answers, counted: Counters{},

@@ -369,3 +369,38 @@ func TestSwitchLosesNoQueuedPacket(t *testing.T) {
 		}
 	})
 }
+
+// TestForgedSourcesLeavePodsRoom: a flood from more sources than the kernel counts
+// keeps isolated pods from nothing.
+func TestForgedSourcesLeavePodsRoom(t *testing.T) {
+	cfg := testConfig(NFT)
+	cfg.sources = 16
+	l := newLab(t, cfg)
+	if err := l.hook.Prepare(Policed{Egress: []netip.Addr{pod4}, Ingress: []netip.Addr{pod4}}); err != nil {
+		t.Fatal(err)
+	}
+	for i := range byte(64) {
+		l.forge(netip.AddrFrom4([4]byte{192, 0, 2, i + 1}), pod4)
+	}
+	at := l.udp(l.server, "0.0.0.0:9000")
+	l.expect("from the pod, in the flood", l.arrives(l.udp(l.client, "0.0.0.0:0"), at, netip.AddrPortFrom(server4, serverPort)), true)
+	if l.count(PurposeQueue) > 16+1 {
+		t.Errorf("asked about %d packets: the table was not full", l.count(PurposeQueue))
+	}
+}
+
+// forge sends a datagram from the server's network with a source of its own choice.
+func (l *lab) forge(src, dst netip.Addr) {
+	l.t.Helper()
+	packet := []byte{0x45, 0, 0, 28, 0, 1, 0, 0, 64, 17, 0, 0}
+	packet = append(append(packet, src.AsSlice()...), dst.AsSlice()...)
+	packet = append(packet, 0x0f, 0xa0, 0, 9, 0, 8, 0, 0)
+	l.server.in(l.t, func() error {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		return unix.Sendto(fd, packet, 0, &unix.SockaddrInet4{Addr: dst.As4()})
+	})
+}

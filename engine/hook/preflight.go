@@ -79,7 +79,7 @@ func (c *chain) features() []feature {
 		{"NFQUEUE target", c.queueTarget(), "to ask for verdicts", "xt_NFQUEUE", "CONFIG_NETFILTER_XT_TARGET_NFQUEUE"},
 	}
 	if c.askLimit != 0 {
-		fs = append(fs, feature{"hashlimit match", c.flooding(), "to bound floods (an ask limit of 0 does without)", "xt_hashlimit", "CONFIG_NETFILTER_XT_MATCH_HASHLIMIT"})
+		fs = append(fs, feature{"hashlimit match", c.perSource("above", c.askLimit, "probe"), "to bound floods (an ask limit of 0 does without)", "xt_hashlimit", "CONFIG_NETFILTER_XT_MATCH_HASHLIMIT"})
 	}
 	if c.antiSpoof {
 		fs = append(fs, feature{"rpfilter match", "-m rpfilter --invert", "to find spoofed sources (only with anti-spoof)", "ipt_rpfilter, ip6t_rpfilter", "CONFIG_IP_NF_MATCH_RPFILTER, CONFIG_IP6_NF_MATCH_RPFILTER"})
