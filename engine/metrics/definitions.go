@@ -11,7 +11,7 @@ var (
 		"Policies beyond --metrics-policies are counted together, with the name other and no namespace. The series of a policy ends with the policy. Exact: not taken from flow records.",
 		"kind", "namespace", "policy", "direction", "verdict")
 	rulePackets = counter("rule_packets_total", "Packets that the kernel's rules matched, by the purpose of the rule. deny-set: dropped because the same was denied before. allow-set: connections allowed because the same was allowed before. "+
-		"queue: asked. established, reply: passed without a question. flood: dropped, of sources beyond --ask-limit. spoofed: dropped by --anti-spoof. Read at most every 5 s; the milliseconds of a switch of rules are missing.",
+		"queue: asked. established, reply: passed without a question. flood: dropped, of sources beyond --ask-limit. spoofed: dropped by --anti-spoof, or sent on in the name of this node. on-link: between pods of one bridge, and to nobody's own address. Read at most every 5 s; the milliseconds of a switch of rules are missing.",
 		"purpose")
 	ruleBytes        = counter("rule_bytes_total", "Bytes of the packets in rule_packets_total.", "purpose")
 	ruleReadFailures = counter("rule_read_failures_total", "Times that the counters of the rules could not be read; they are missing from that scrape then.")
