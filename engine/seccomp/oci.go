@@ -43,7 +43,9 @@ func (p *Profile) OCI() ([]byte, error) {
 		out.Architectures = append(out.Architectures, a.oci)
 	}
 	for i := range p.Rules {
-		out.Syscalls = append(out.Syscalls, p.Rules[i].oci())
+		if p.Rules[i].Action != p.Default { // libseccomp refuses rules that change nothing
+			out.Syscalls = append(out.Syscalls, p.Rules[i].oci())
+		}
 	}
 	var text bytes.Buffer
 	enc := json.NewEncoder(&text)
