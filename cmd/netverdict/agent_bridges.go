@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/netverdict/netverdict/engine"
 	"github.com/netverdict/netverdict/engine/podlinks"
 	"github.com/netverdict/netverdict/policy"
 )
@@ -61,6 +62,9 @@ func (a *agent) followBridges(e judge, t *policy.Tree) {
 func (a *agent) updateBridges(e judge) error {
 	a.bridges.mu.Lock()
 	defer a.bridges.mu.Unlock()
+	if e, ok := e.(*engine.Engine); ok && e.Passed() {
+		return nil // the set is another agent's, who may know a newer tree
+	}
 	t, _ := e.Tree()
 	found, err := podlinks.Bridges(t.LocalPodCIDRs(), slices.Collect(t.Locals()))
 	if err != nil {
