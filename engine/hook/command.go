@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -95,11 +96,14 @@ func (t *tables) run(stdin, path string, args ...string) ([]byte, error) {
 }
 
 // command prepares a command with a C locale, so that its messages can be searched,
-// and with bounded time. Whatever becomes of it, end says it.
+// with bounded time, and out of reach of signals to our process group: what ends a
+// program at a terminal must not end the command with which it removes its rules.
+// Whatever becomes of it, end says it.
 func (t *tables) command(path string, args ...string) (cmd *exec.Cmd, end func(stderr *bytes.Buffer, err error) error) {
 	ctx, cancel := t.pace.context()
 	cmd = exec.CommandContext(ctx, path, args...)
 	cmd.Env = append(os.Environ(), "LC_ALL=C")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.WaitDelay = time.Second
 	return cmd, func(stderr *bytes.Buffer, err error) error {
 		defer cancel()

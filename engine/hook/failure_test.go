@@ -82,6 +82,21 @@ func TestSwitchFailsForSecondFamily(t *testing.T) {
 	}
 }
 
+// A signal to our process group, as a terminal sends it, must not reach a command.
+func TestCommandsHaveTheirOwnGroup(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "group")
+	ns := newNamespace(t)
+	shadow(t, "iptables-nft-restore", fmt.Sprintf(`cut -d' ' -f5 /proc/$$/stat >%s; exec $REAL "$@"`, file))
+	ns.installed(t, testConfig(NFT), both)
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := strings.TrimSpace(string(text)); got == "" || got == fmt.Sprint(syscall.Getpgrp()) {
+		t.Errorf("the command is in group %q, we are in %d", got, syscall.Getpgrp())
+	}
+}
+
 // A command that is killed may have done its work.
 func TestSwitchThatSeemsToFail(t *testing.T) {
 	ns := newNamespace(t)

@@ -80,7 +80,7 @@ var shared = slices.Concat(
 
 // commands is what running iptables and its like takes.
 var commands = []Rule{
-	allow("iptables and ipset are commands, here and there wrapped in a script", "execve", "pidfd_open", "pidfd_send_signal", "vfork", "wait4", "waitid"),
+	allow("iptables and ipset are commands, here and there wrapped in a script", "execve", "pidfd_open", "pidfd_send_signal", "setpgid", "vfork", "wait4", "waitid"),
 	allow("iptables-legacy waits for its lock, but not for ever", "alarm", "flock"),
 }
 
