@@ -6,6 +6,8 @@ import (
 	"net"
 
 	"github.com/vishvananda/netlink"
+
+	"github.com/netverdict/netverdict/policy"
 )
 
 // What is done with packets that this node sends on for others, bridged or routed, in
@@ -15,16 +17,27 @@ import (
 // is meant. Pods on one bridge reach each other by link-local addresses, which every
 // interface has and no API object shows, and all at once by broadcast and multicast.
 // And a source address of the node, which POSTROUTING lets pass, can only be forged
-// here: routing drops it as martian, but IPv6 has no such check, and a bridge does
-// not route.
+// here.
 func (c *chain) forwardRules() (rules []rule) {
 	in := c.names.forward()
 	for _, ends := range onLinkEnds[c.family] {
 		rules = append(rules, rule{in, fmt.Sprintf("%s -m set --match-set %s %s", ends.prefix, c.names.bridges(c.family), ends.dims), PurposeOnLink, "-g " + c.names.onLink()})
 	}
-	rules = append(rules, rule{in, fmt.Sprintf("-m conntrack ! --ctstate RELATED,ESTABLISHED -m set --match-set %s dst -m addrtype --src-type LOCAL", c.names.ingress(c.family)), PurposeSpoofed, "-j DROP"})
+	rules = append(rules, rule{in, fmt.Sprintf("%s -m conntrack ! --ctstate RELATED,ESTABLISHED -m set --match-set %s dst -m addrtype --src-type LOCAL", c.forgeable(), c.names.ingress(c.family)), PurposeSpoofed, "-j DROP"})
 	rules = append(rules, c.neighbourRules(c.names.onLink())...)
 	return append(rules, rule{c.names.onLink(), "", PurposeDrop, "-j DROP"})
+}
+
+// forgeable narrows down the packets whose source is worth a look at the routing
+// table, which costs as much as all other rules: in IPv4 those on bridges, as routing
+// drops a source address of its own (fib_validate_source), but a bridge does not
+// route. In IPv6 routing has no such check, so it is all but those of connections
+// that were judged.
+func (c *chain) forgeable() string {
+	if c.family == ipv4 {
+		return "-m set --match-set " + c.names.bridges(c.family) + " dst,dst"
+	}
+	return "-m connmark ! --mark " + c.conn.exactly(policy.Allow, c.generation)
 }
 
 // onLinkEnds are what the packets have that are looked for in the set of bridges: a
