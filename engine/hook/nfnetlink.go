@@ -27,19 +27,26 @@ const answerTime = 10 * time.Second
 const dumpBuffer = 64 << 10
 
 func dialNfnetlink() (*nfnetlink, error) {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
-	if err != nil {
-		return nil, fmt.Errorf("open a netfilter netlink socket: %w (kernel option CONFIG_NETFILTER_NETLINK)", err)
-	}
 	wait := unix.NsecToTimeval(answerTime.Nanoseconds())
-	err = errors.Join(
-		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &wait),
-		unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}))
+	fd, err := openNetfilter(0, func(fd int) error { return unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &wait) })
 	if err != nil {
-		unix.Close(fd)
-		return nil, fmt.Errorf("prepare a netfilter netlink socket: %w", err)
+		return nil, err
 	}
 	return &nfnetlink{fd: fd, buf: make([]byte, dumpBuffer)}, nil
+}
+
+// openNetfilter opens and binds a socket in the namespace of the calling thread. flags
+// are more ones of socket(2); prepare sets options.
+func openNetfilter(flags int, prepare func(fd int) error) (fd int, err error) {
+	fd, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|flags, unix.NETLINK_NETFILTER)
+	if err != nil {
+		return -1, fmt.Errorf("open a netfilter netlink socket: %w (kernel option CONFIG_NETFILTER_NETLINK)", err)
+	}
+	if err := errors.Join(unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}), prepare(fd)); err != nil {
+		unix.Close(fd)
+		return -1, fmt.Errorf("prepare a netfilter netlink socket: %w", err)
+	}
+	return fd, nil
 }
 
 func (n *nfnetlink) close() error { return unix.Close(n.fd) }
@@ -92,22 +99,36 @@ func (n *nfnetlink) send(typ, flags uint16, af uint8, attrs attributes) error {
 // error kept us from reading, are passed over.
 func (n *nfnetlink) read(b []byte, each func(attrs []byte)) (done bool, err error) {
 	for len(b) >= unix.NLMSG_HDRLEN {
-		size := int(binary.NativeEndian.Uint32(b))
-		if size < unix.NLMSG_HDRLEN || size > len(b) {
-			return true, fmt.Errorf("netfilter sent a message of %d bytes in %d", size, len(b))
+		var m message
+		if m, b, err = cutMessage(b); err != nil {
+			return true, err
 		}
-		typ, body := binary.NativeEndian.Uint16(b[4:]), b[unix.NLMSG_HDRLEN:size]
-		ours := binary.NativeEndian.Uint32(b[8:]) == n.seq
-		b = b[min(aligned(size), len(b)):]
 		switch {
-		case !ours:
-		case typ == unix.NLMSG_DONE, typ == unix.NLMSG_ERROR:
-			return true, errnoIn(body)
-		case len(body) >= sizeofNfgenmsg:
-			each(body[sizeofNfgenmsg:])
+		case m.seq != n.seq:
+		case m.typ == unix.NLMSG_DONE, m.typ == unix.NLMSG_ERROR:
+			return true, errnoIn(m.body)
+		case len(m.body) >= sizeofNfgenmsg:
+			each(m.body[sizeofNfgenmsg:])
 		}
 	}
 	return false, nil
+}
+
+// message is one of a datagram.
+type message struct {
+	typ  uint16
+	seq  uint32 // of the request, as its sender chose it
+	body []byte
+}
+
+// cutMessage takes the first message off a datagram that is long enough for a header.
+func cutMessage(b []byte) (m message, rest []byte, err error) {
+	size := int(binary.NativeEndian.Uint32(b))
+	if size < unix.NLMSG_HDRLEN || size > len(b) {
+		return m, nil, fmt.Errorf("netfilter sent a message of %d bytes in %d", size, len(b))
+	}
+	m = message{binary.NativeEndian.Uint16(b[4:]), binary.NativeEndian.Uint32(b[8:]), b[unix.NLMSG_HDRLEN:size]}
+	return m, b[min(aligned(size), len(b)):], nil
 }
 
 // errnoIn reads the error that begins an acknowledgement or the end of a dump.
