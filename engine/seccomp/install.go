@@ -39,20 +39,30 @@ func (p *Profile) Install() error {
 
 // load hands a program to the kernel.
 func load(program []bpf.RawInstruction, flags uintptr) error {
+	thread, err := SetFilter(program, flags)
+	switch {
+	case errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.EINVAL):
+		return fmt.Errorf("install a seccomp filter: %w (kernel options CONFIG_SECCOMP and CONFIG_SECCOMP_FILTER; or the container's own profile forbids it)", err)
+	case err != nil:
+		return fmt.Errorf("install a seccomp filter: %w", err)
+	case thread != 0:
+		return fmt.Errorf("install a seccomp filter: thread %d has one of its own", thread)
+	}
+	return nil
+}
+
+// SetFilter is seccomp(SECCOMP_SET_MODE_FILTER). What it returns depends on the flags: a
+// listener, or a thread that kept the others from being confined (seccomp(2)).
+func SetFilter(program []bpf.RawInstruction, flags uintptr) (result int, err error) {
 	filter := make([]unix.SockFilter, len(program))
 	for i, in := range program {
 		filter[i] = unix.SockFilter{Code: in.Op, Jt: in.Jt, Jf: in.Jf, K: in.K}
 	}
 	prog := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
-	thread, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, flags, uintptr(unsafe.Pointer(&prog)))
+	r, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, flags, uintptr(unsafe.Pointer(&prog)))
 	runtime.KeepAlive(filter)
-	switch {
-	case errno == unix.ENOSYS || errno == unix.EINVAL:
-		return fmt.Errorf("install a seccomp filter: %w (kernel options CONFIG_SECCOMP and CONFIG_SECCOMP_FILTER; or the container's own profile forbids it)", errno)
-	case errno != 0:
-		return fmt.Errorf("install a seccomp filter: %w", errno)
-	case thread != 0:
-		return fmt.Errorf("install a seccomp filter: thread %d has one of its own", thread)
+	if errno != 0 {
+		return -1, errno
 	}
-	return nil
+	return int(r), nil
 }

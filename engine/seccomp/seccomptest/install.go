@@ -33,7 +33,7 @@ func Install(p *seccomp.Profile) error {
 	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 		return err
 	}
-	listener, err := install(program, listening)
+	listener, err := seccomp.SetFilter(program, listening)
 	if err != nil {
 		return fmt.Errorf("install a seccomp filter with a listener (Linux 5.7): %w", err)
 	}
@@ -55,7 +55,7 @@ func ConfineThread(tb testing.TB, p *seccomp.Profile) {
 		err = unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 	}
 	if err == nil {
-		_, err = install(program, unix.SECCOMP_FILTER_FLAG_LOG|unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW)
+		_, err = seccomp.SetFilter(program, unix.SECCOMP_FILTER_FLAG_LOG|unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW)
 	}
 	if err != nil {
 		tb.Error(err)

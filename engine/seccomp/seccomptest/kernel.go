@@ -3,10 +3,8 @@
 package seccomptest
 
 import (
-	"runtime"
 	"unsafe"
 
-	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
 )
 
@@ -30,21 +28,6 @@ type answer struct {
 
 // listening asks for a listener, and for all threads.
 const listening = unix.SECCOMP_FILTER_FLAG_TSYNC | unix.SECCOMP_FILTER_FLAG_TSYNC_ESRCH | unix.SECCOMP_FILTER_FLAG_NEW_LISTENER
-
-// install hands a program to the kernel.
-func install(program []bpf.RawInstruction, flags uintptr) (listener int, err error) {
-	filter := make([]unix.SockFilter, len(program))
-	for i, in := range program {
-		filter[i] = unix.SockFilter{Code: in.Op, Jt: in.Jt, Jf: in.Jf, K: in.K}
-	}
-	prog := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
-	fd, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, flags, uintptr(unsafe.Pointer(&prog)))
-	runtime.KeepAlive(filter)
-	if errno != 0 {
-		return -1, errno
-	}
-	return int(fd), nil
-}
 
 // receive takes the next call from a listener.
 func receive(listener int) (*call, error) {
