@@ -6,7 +6,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/netverdict/netverdict/engine"
 	"github.com/netverdict/netverdict/engine/podlinks"
@@ -25,21 +24,11 @@ type bridges struct {
 
 // watchBridges keeps the rules' set of bridges up to date until ctx ends.
 func (a *agent) watchBridges(ctx context.Context, e judge) error {
-	var failed string
-	for {
-		err := a.updateBridges(e)
-		if text := errorText(err); text != failed {
-			a.warn("keep the pods of one bridge apart", err)
-			failed = text
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-a.bridges.again:
-		case <-time.After(linksEvery):
-		}
-	}
+	a.keepUp(ctx, keepApart, a.bridges.again, func() error { return a.updateBridges(e) })
+	return nil
 }
+
+const keepApart = "keep the pods of one bridge apart"
 
 // followBridges does at once what a new tree changes: the first policy that isolates a
 // pod of this node, and the end of the last one. The first pod may come with the
@@ -48,7 +37,7 @@ func (a *agent) followBridges(e judge, t *policy.Tree) {
 	switch found := a.bridges.found.Load(); {
 	case found == nil: // nothing is enforced yet, or only audited
 	case isolates(t) != a.bridges.apart.Load():
-		a.warn("keep the pods of one bridge apart", a.updateBridges(e))
+		a.warn(keepApart, a.updateBridges(e))
 	case len(*found) == 0:
 		select {
 		case a.bridges.again <- struct{}{}:
@@ -75,8 +64,8 @@ func (a *agent) updateBridges(e judge) error {
 	}
 	apart := isolates(t)
 	var names []string
-	for _, b := range found {
-		if apart {
+	if apart {
+		for _, b := range found {
 			names = append(names, b.Name)
 		}
 	}

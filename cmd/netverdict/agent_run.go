@@ -302,7 +302,7 @@ func (a *agent) enforce(ctx context.Context, group *errgroup.Group) error {
 	defer a.reportUnasked(e)()
 	err = e.Run(ctx, first, func() {
 		a.warn("end the handover", mine.Done())
-		a.warn("keep the pods of one bridge apart", a.updateBridges(e))
+		a.warn(keepApart, a.updateBridges(e))
 		a.enforced(first)
 		a.log.Info("enforcing", "policies", first.Stats().Policies, "addresses", first.Stats().Addresses,
 			"source", a.source.String(), "after", time.Since(start), "pid", os.Getpid())

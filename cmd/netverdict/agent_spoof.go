@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"net/netip"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -39,16 +38,23 @@ func (a *agent) watchPodLinks(ctx context.Context, e judge) error {
 	}
 	changed, err := routeChanges(ctx)
 	a.warn("hear of routes that change; pods' interfaces are looked for every "+linksEvery.String(), err)
+	a.keepUp(ctx, "keep pods from spoofing addresses", changed, func() error { return a.updatePodLinks(e) })
+	return nil
+}
+
+// keepUp updates something about interfaces until ctx ends: now, when changed says so,
+// and from time to time. What fails is logged when it begins to fail.
+func (a *agent) keepUp(ctx context.Context, what string, changed <-chan struct{}, update func() error) {
 	var failed string
 	for {
-		err := a.updatePodLinks(e)
+		err := update()
 		if text := errorText(err); text != failed {
-			a.warn("keep pods from spoofing addresses", err)
+			a.warn(what, err)
 			failed = text
 		}
 		select {
 		case <-ctx.Done():
-			return nil
+			return
 		case <-changed:
 		case <-time.After(linksEvery):
 		}
@@ -64,11 +70,7 @@ func errorText(err error) string {
 
 func (a *agent) updatePodLinks(e judge) error {
 	tree, _ := e.Tree()
-	var pods []netip.Addr
-	for addr := range tree.Locals() {
-		pods = append(pods, addr)
-	}
-	links, err := podlinks.Find(tree.LocalPodCIDRs(), pods)
+	links, err := podlinks.Find(tree.LocalPodCIDRs(), slices.Collect(tree.Locals()))
 	if err != nil {
 		return err
 	}
